@@ -1,0 +1,31 @@
+//! Taffrail meters AI-provider API traffic: a reverse-proxy sidecar that writes a row per
+//! request, counts requests, tokens and cost for Prometheus, and never changes or delays what
+//! the application gets.
+//!
+//! Bytes flow through, facts flow out, and every import points to an earlier group; see
+//! ARCHITECTURE.md for the map.
+
+// 1. Vocabulary.
+pub mod caller;
+pub mod fault;
+pub mod money;
+pub mod record;
+pub mod usage;
+
+// 2. Wire formats (pure).
+pub mod wire;
+
+// 3. Providers (pure).
+pub mod provider;
+
+// 4. Prices (pure).
+pub mod price;
+
+// 5. Records.
+pub mod clock;
+pub mod journal;
+pub mod metrics;
+pub mod store;
+
+// 6. Traffic.
+pub mod proxy;

@@ -1,0 +1,1 @@
+//! The metrics: every family that Taffrail exposes.

@@ -1,0 +1,1 @@
+//! The price book: usage in, exact dollars out. Pure.

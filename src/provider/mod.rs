@@ -1,0 +1,191 @@
+//! Providers: what each vendor's API means, and nothing else. Pure: bytes in, facts out.
+//!
+//! A provider recognises a call from its head, reads the request as it streams, and meters the
+//! response as it streams. **Adding a provider** is one file, one fixture folder and two lines
+//! here.
+
+use crate::fault::Outcome;
+use crate::money::Usd;
+use crate::record::{Fidelity, Operation};
+use crate::usage::Usage;
+
+/// The head of a request, as it goes to the provider.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: &'a http::Method,
+    /// The path at the provider, without Taffrail's route prefix.
+    pub path: &'a str,
+    /// The query, without `?`.
+    pub query: Option<&'a str>,
+    /// The headers.
+    pub headers: &'a http::HeaderMap,
+}
+
+/// The head of a response.
+#[derive(Debug, Clone, Copy)]
+pub struct ResponseHead<'a> {
+    /// The status.
+    pub status: http::StatusCode,
+    /// The headers.
+    pub headers: &'a http::HeaderMap,
+}
+
+/// A call as its head tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// What is asked.
+    pub operation: Operation,
+    /// The path with ids replaced by placeholders (`/v1/batches/{id}`), of a bounded set.
+    pub route: std::borrow::Cow<'static, str>,
+    /// The model, where the path names it.
+    pub model: Option<String>,
+}
+
+/// What the body of a request says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RequestFacts {
+    /// The model.
+    pub model: Option<String>,
+    /// Whether a stream is asked for, where the body says so.
+    pub stream: Option<bool>,
+    /// Whether the body has a `stream_options` member, and what `include_usage` in it is.
+    pub stream_options: Option<StreamOptions>,
+    /// The tier asked for.
+    pub service_tier: Option<String>,
+    /// How many images are asked for.
+    pub images: Option<u64>,
+    /// Size and quality of an image (`1024x1024/hd`), where a price depends on them.
+    pub image_variant: Option<String>,
+    /// Characters of the input text, for speech.
+    pub characters: Option<u64>,
+    /// Whether the body was read to its end as what its type says.
+    pub complete: bool,
+}
+
+/// The `stream_options` member of an OpenAI-style request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// The value of `include_usage`, if it is a boolean.
+    pub include_usage: Option<bool>,
+}
+
+/// Reads a request's body as it streams, in constant memory.
+pub trait RequestReader: Send {
+    /// Takes the next bytes.
+    fn push(&mut self, bytes: &[u8]);
+    /// What is known by now; final once the body has ended.
+    fn facts(&self) -> &RequestFacts;
+    /// Takes the end of the body.
+    fn end(&mut self);
+}
+
+/// A moment in a response that the caller stamps with the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Milestone {
+    /// The first real token: not a comment, a ping or a role-only delta.
+    FirstToken,
+}
+
+/// How the response's body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// As the framing promised.
+    Complete,
+    /// The provider broke it off.
+    Truncated,
+    /// The client went away.
+    Cancelled,
+    /// The provider fell silent for longer than the limit.
+    TimedOut,
+}
+
+/// A model and what it consumed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Part {
+    /// The model; `None` means the call's own.
+    pub model: Option<String>,
+    /// What it consumed.
+    pub usage: Usage,
+}
+
+/// A cost that the provider stated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatedCost {
+    /// To all parties together.
+    pub total: Usd,
+    /// The part that another party bills, as with bring-your-own-key.
+    pub upstream: Option<Usd>,
+}
+
+/// What a response said, once it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// How it ended, from status, headers, body and in-stream errors. The caller overrides `Ok`
+    /// with what the transport shows (truncated, cancelled).
+    pub outcome: Outcome,
+    /// The provider's error code or type.
+    pub error_code: Option<String>,
+    /// The provider's error message, scrubbed.
+    pub error_message: Option<String>,
+    /// The provider's own word for why the answer ended.
+    pub finish_reason: Option<String>,
+    /// The model that answered.
+    pub model_served: Option<String>,
+    /// The party behind a router.
+    pub upstream_provider: Option<String>,
+    /// The tier that is billed.
+    pub service_tier: Option<String>,
+    /// A region that changes the price (`us`).
+    pub region: Option<String>,
+    /// The provider's id of the request or generation.
+    pub provider_request_id: Option<String>,
+    /// The consumption, by model; disjoint units.
+    pub parts: Vec<Part>,
+    /// The cost, if stated.
+    pub stated_cost: Option<StatedCost>,
+    /// The provider's own usage object, as JSON text.
+    pub raw_usage: Option<String>,
+    /// How far the usage can be trusted.
+    pub fidelity: Fidelity,
+    /// Whether a quantity was inferred by us instead of being stated.
+    pub estimated: bool,
+}
+
+/// Meters one response. Cannot fail: what it cannot read it reports as such.
+pub trait Meter: Send {
+    /// Takes the next decoded bytes of the body.
+    fn push(&mut self, bytes: &[u8]) -> Option<Milestone>;
+    /// Takes the end.
+    fn finish(self: Box<Self>, end: End, request: &RequestFacts) -> Report;
+}
+
+/// Headroom that a response's headers state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// `requests` or `tokens`.
+    pub kind: &'static str,
+    /// The limit, if stated.
+    pub limit: Option<u64>,
+    /// What remains, if stated.
+    pub remaining: Option<u64>,
+}
+
+/// A vendor's API.
+pub trait Provider: Send + Sync {
+    /// Route, configuration key and label alike.
+    fn name(&self) -> &str;
+    /// The upstream that is used unless configuration overrides it; `None` if there is no
+    /// default (a declared upstream).
+    fn default_upstream(&self) -> Option<&'static str>;
+    /// What a call is, from its head.
+    fn recognise(&self, head: RequestHead<'_>) -> Call;
+    /// A reader for the request's body.
+    fn read_request(&self, call: &Call, head: RequestHead<'_>) -> Box<dyn RequestReader>;
+    /// A meter for the response; it is given the body decoded from its content encoding.
+    fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter>;
+    /// Whether a stream of this call states usage only when `stream_options.include_usage` asks.
+    fn needs_usage_injection(&self, call: &Call) -> bool;
+    /// Headroom stated in the headers.
+    fn rate_limits(&self, headers: &http::HeaderMap) -> Vec<RateLimit>;
+}

@@ -1,0 +1,1 @@
+//! The proxy: relays traffic untouched and shows it to the meter.

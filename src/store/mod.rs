@@ -1,0 +1,1 @@
+//! Stores: where rows live, and the drain that fills them from the journal.

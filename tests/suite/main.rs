@@ -1,0 +1,1 @@
+//! Everything that crosses modules, in one binary that links once.
