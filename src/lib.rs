@@ -29,3 +29,9 @@ pub mod store;
 
 // 6. Traffic.
 pub mod proxy;
+
+// 8. Rim.
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod telemetry;
