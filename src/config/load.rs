@@ -149,6 +149,18 @@ pub struct Problem {
     pub accepted: String,
 }
 
+impl Problem {
+    /// Sorts problems as the user meets them: down the file, then the environment.
+    fn place(&self) -> (u8, usize, KeyPath) {
+        let (rank, line) = match &self.origin {
+            Origin::File { line, .. } => (0, line.unwrap_or_default()),
+            Origin::Env(_) => (1, 0),
+            Origin::Default | Origin::Flag(_) | Origin::SecretFile(_) => (2, 0),
+        };
+        (rank, line, self.key.clone())
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.key.steps().is_empty() {
@@ -210,7 +222,10 @@ pub fn load(sources: Sources) -> Result<Loaded, Problems> {
         Some((path, origin)) => FileLayer::read(path, Some(origin), &mut problems),
         None => FileLayer::read(sources.default_file, None, &mut problems),
     };
-    let is_file_readable = problems.is_empty();
+    let is_file_broken = problems.iter().any(|problem| {
+        let is_whole_file = problem.key.steps().is_empty();
+        is_whole_file && !matches!(&problem.origin, Origin::Env(name) if name != CONFIG_VARIABLE)
+    });
     let mut layers = Layers {
         file,
         env,
@@ -219,11 +234,11 @@ pub fn load(sources: Sources) -> Result<Loaded, Problems> {
     };
     let mut config = layers.extract(&mut problems);
     // What a broken file would have said is unknown, so rules that span keys would only mislead.
-    if is_file_readable {
+    if !is_file_broken {
         layers.read_secrets(&mut config, &mut problems);
         for finding in validate::findings(&config) {
-            let is_known = problems.iter().any(|problem| problem.key == finding.key);
-            if !is_known {
+            let is_known = |key: &KeyPath| problems.iter().any(|problem| problem.key == *key);
+            if !is_known(&finding.key) && !finding.instead.as_ref().is_some_and(is_known) {
                 problems.push(Problem {
                     origin: layers.nearest_origin(&finding.key),
                     key: finding.key,
@@ -236,6 +251,7 @@ pub fn load(sources: Sources) -> Result<Loaded, Problems> {
     if problems.is_empty() {
         Ok(Loaded { config, layers })
     } else {
+        problems.sort_by_key(Problem::place);
         Err(Problems(problems))
     }
 }
@@ -603,8 +619,20 @@ impl Environment {
                 environment.config_file = (!value.is_empty()).then(|| PathBuf::from(value));
                 continue;
             }
-            let steps = name.trim_start_matches(ENV_PREFIX).split("__");
+            let steps = name
+                .strip_prefix(ENV_PREFIX)
+                .unwrap_or_default()
+                .split("__");
             let key = KeyPath(steps.map(str::to_ascii_lowercase).collect());
+            if key.steps().iter().any(String::is_empty) {
+                problems.push(Problem {
+                    key: KeyPath(Vec::new()),
+                    origin: Origin::Env(name),
+                    what: "the variable names no key".to_owned(),
+                    accepted: format!("{ENV_PREFIX} and a key, with __ between levels"),
+                });
+                continue;
+            }
             let Ok(text) = value.into_string() else {
                 problems.push(Problem {
                     key,

@@ -42,7 +42,8 @@ pub(super) enum Kind {
     List,
     Choice(Vec<String>),
     Bool,
-    Integer,
+    /// A whole number from, and to, these limits.
+    Integer(u64, u64),
     Duration,
     Size,
     Address,
@@ -60,7 +61,7 @@ impl Kind {
             Kind::List => "a list of tables",
             Kind::Choice(_) => "one of the choices",
             Kind::Bool => "true or false",
-            Kind::Integer => "a whole number in range",
+            Kind::Integer(..) => "a whole number in range",
             Kind::Duration => "a duration",
             Kind::Size => "a size",
             Kind::Address => "an address with a port",
@@ -87,7 +88,7 @@ impl Kind {
                 quoted.join(" or ")
             }
             Kind::Bool => "boolean".to_owned(),
-            Kind::Integer => "integer".to_owned(),
+            Kind::Integer(..) => "integer".to_owned(),
             Kind::Cron => "cron expression".to_owned(),
             Kind::Url => "URL".to_owned(),
             Kind::Duration => "duration".to_owned(),
@@ -111,14 +112,18 @@ impl Key {
             Kind::Size => "a number of bytes, or one with a unit (KiB, MiB, GiB, kB, MB, GB)",
             Kind::Address => "an IP address and a port",
             Kind::List => "a list of tables, as [[accounts]] in the file or [{…}] in a variable",
-            Kind::Integer => "a whole number",
+            Kind::Integer(least, most) => {
+                return match *most {
+                    u64::MAX => format!("a whole number from {least}"),
+                    most => format!("a whole number from {least} to {most}"),
+                };
+            }
             kind => kind.noun(),
         };
         match &self.default {
             Some(Value::String(default)) if !default.is_empty() => {
                 format!("{form}, such as {default:?}")
             }
-            Some(Value::Number(default)) => format!("{form}, such as {default}"),
             _ => form.to_owned(),
         }
     }
@@ -212,7 +217,7 @@ fn keys() -> Vec<Key> {
 /// Adds what a schema describes, and everything below it.
 fn collect(schema: &Value, default: Option<&Value>, path: &[String], keys: &mut Vec<Key>) {
     let kind = kind_of(schema, default, path);
-    if !path.is_empty() && path.last().is_some_and(|step| step != ANY_ELEMENT) {
+    if !path.is_empty() {
         keys.push(Key {
             path: path.to_vec(),
             kind,
@@ -220,6 +225,7 @@ fn collect(schema: &Value, default: Option<&Value>, path: &[String], keys: &mut 
             description: description(schema),
         });
     }
+    let parent_text = schema.get("description");
     let below = |step: &str| [path, &[step.to_owned()]].concat();
     if let Some(properties) = schema.get("properties") {
         for name in names(path) {
@@ -229,7 +235,12 @@ fn collect(schema: &Value, default: Option<&Value>, path: &[String], keys: &mut 
             }
         }
     } else if let Some(schema @ Value::Object(_)) = schema.get("additionalProperties") {
-        collect(schema, None, &below(ANY_NAME), keys);
+        // What is filled with plain values is described by its table.
+        let mut element = schema.clone();
+        if let (Value::Object(element), Some(text)) = (&mut element, parent_text) {
+            element.entry("description").or_insert(text.clone());
+        }
+        collect(&element, None, &below(ANY_NAME), keys);
     } else if let Some(schema) = schema.get("items") {
         collect(schema, None, &below(ANY_ELEMENT), keys);
     }
@@ -267,7 +278,18 @@ fn kind_of(schema: &Value, default: Option<&Value>, path: &[String]) -> Kind {
         return Kind::Bool;
     }
     if is("integer") {
-        return Kind::Integer;
+        let least = schema.get("minimum").and_then(Value::as_u64);
+        let most = match schema.get("format").and_then(Value::as_str) {
+            Some("uint8") => u64::from(u8::MAX),
+            Some("uint16") => u64::from(u16::MAX),
+            Some("uint32") => u64::from(u32::MAX),
+            _ => u64::MAX,
+        };
+        let most = schema
+            .get("maximum")
+            .and_then(Value::as_u64)
+            .unwrap_or(most);
+        return Kind::Integer(least.unwrap_or_default(), most);
     }
     let name = path.last().map_or("", String::as_str);
     let default = default.and_then(Value::as_str).unwrap_or_default();
@@ -307,7 +329,10 @@ fn choices(schema: &Value) -> Vec<String> {
 /// The configuration reference, docs/configuration.md.
 pub fn markdown() -> String {
     let mut page = String::from(INTRODUCTION);
-    let tables = KEYS.iter().filter(|key| !key.kind.is_scalar());
+    let is_element = |key: &Key| key.path.last().is_some_and(|step| step == ANY_ELEMENT);
+    let tables = KEYS
+        .iter()
+        .filter(|key| !key.kind.is_scalar() && !is_element(key));
     page.push_str("\n## Top level\n");
     push_table(&mut page, &[]);
     for table in tables {

@@ -72,6 +72,8 @@ pub(super) struct Finding {
     pub(super) key: KeyPath,
     pub(super) what: String,
     pub(super) accepted: String,
+    /// Another key whose own problem explains this one.
+    pub(super) instead: Option<KeyPath>,
 }
 
 /// Every rule that does not hold.
@@ -101,6 +103,7 @@ impl Rules {
             key,
             what: what.into(),
             accepted: accepted.into(),
+            instead: None,
         });
     }
 
@@ -304,7 +307,7 @@ impl Rules {
                 self.add(
                     table.join("upstream"),
                     "missing, and there is no default for this provider",
-                    "a URL, such as \"https://api.groq.com/openai\"",
+                    "a URL, such as \"https://api.example.com/openai\"",
                 );
             }
             match (built_in, provider.dialect) {
@@ -357,11 +360,12 @@ impl Rules {
             // A sidecar reads no balances, so the keys need not be there.
             let is_keyless = account.api_key.is_none() && account.api_key_file.is_none();
             if is_keyless && config.role != Role::Sidecar {
-                self.add(
-                    table.join("api_key_file"),
-                    "missing, and api_key is not set either",
-                    "a file that holds the key that the balance is read with",
-                );
+                self.0.push(Finding {
+                    key: table.join("api_key_file"),
+                    what: "missing, and api_key is not set either".to_owned(),
+                    accepted: "a file that holds the key that the balance is read with".to_owned(),
+                    instead: Some(table.join("api_key")),
+                });
             }
         }
     }
@@ -386,7 +390,10 @@ impl Rules {
             } else if let Err(error) = parser.parse(expression) {
                 self.add(
                     KeyPath::new(["schedule", name]),
-                    format!("{expression:?} is not a cron expression: {error}"),
+                    format!(
+                        "{expression:?} is not a cron expression: {}",
+                        lower_case(&error)
+                    ),
                     CRON_ACCEPTED,
                 );
             }
@@ -484,6 +491,12 @@ impl Rules {
 
 const CRON_ACCEPTED: &str = "six fields in UTC: second, minute, hour, day of the month, month, \
                              day of the week; such as \"0 0 */6 * * *\"";
+
+/// A sentence of another library as a part of ours.
+fn lower_case(sentence: &impl ToString) -> String {
+    let sentence = sentence.to_string();
+    sentence.trim_end_matches('.').to_lowercase()
+}
 
 /// Whether two listeners cannot both be had. Port 0 is any free one.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
