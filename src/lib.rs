@@ -32,3 +32,7 @@ pub mod proxy;
 
 // 8. The rim.
 pub mod admin;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod telemetry;
