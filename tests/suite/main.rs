@@ -1,4 +1,5 @@
 //! Everything that crosses modules, in one binary that links once.
 
 mod config;
+mod journal;
 mod store;
