@@ -3,3 +3,5 @@
 mod config;
 mod journal;
 mod store;
+mod rewrite;
+mod wire;
