@@ -1,1 +1,2 @@
 //! Everything that crosses modules, in one binary that links once.
+mod prices;
