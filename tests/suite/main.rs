@@ -5,3 +5,4 @@ mod journal;
 mod store;
 mod rewrite;
 mod wire;
+mod prices;
