@@ -1,3 +1,4 @@
 //! Everything that crosses modules, in one binary that links once.
 
+mod report;
 mod store;
