@@ -1,4 +1,5 @@
 //! Everything that crosses modules, in one binary that links once.
 
+mod journal;
 mod report;
 mod store;
