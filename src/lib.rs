@@ -36,3 +36,5 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod telemetry;
+// 8. Rim.
+pub mod report;

@@ -6,3 +6,4 @@ mod store;
 mod rewrite;
 mod wire;
 mod prices;
+mod report;
