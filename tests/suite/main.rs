@@ -1,2 +1,3 @@
 //! Everything that crosses modules, in one binary that links once.
+mod check;
 mod config;
