@@ -30,7 +30,8 @@ pub mod store;
 // 6. Traffic.
 pub mod proxy;
 
-// 8. Rim.
+// 8. The rim.
+pub mod admin;
 pub mod check;
 pub mod cli;
 pub mod config;

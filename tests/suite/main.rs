@@ -1,3 +1,5 @@
 //! Everything that crosses modules, in one binary that links once.
+
 mod check;
 mod config;
+mod store;
