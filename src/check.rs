@@ -93,7 +93,8 @@ pub fn passed(items: &[Item]) -> bool {
 /// Tries out a configuration. `store` is what opening the store came to, since only its own part
 /// knows how: its description, or what is wrong.
 pub async fn check(config: &Config, store: Result<String, String>) -> Vec<Item> {
-    let mut items = Vec::new();
+    // It would not be here if it did not hold.
+    let mut items = vec![Item::of("configuration", Ok("holds".to_owned()))];
     items.push(Item::of("admin.listen", admin_port(config).await));
     if config.role == Role::Exporter {
         let detail = "the role is exporter, which relays no traffic".to_owned();
@@ -267,50 +268,76 @@ async fn upstreams(config: &Config) -> Vec<Item> {
         Ok(tls) => tls,
         Err(error) => return vec![Item::of("proxy.upstream_ca_file", Err(error))],
     };
-    let mut targets: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
-    for (name, upstream) in BUILT_IN_PROVIDERS {
-        if let Some(upstream) = upstream {
-            let is_named = config
-                .accounts
-                .iter()
-                .any(|account| account.provider == *name);
-            targets.insert(name, (upstream, is_named));
-        }
-    }
-    for (name, provider) in &config.providers {
-        let default = targets.get(name.as_str()).map(|(upstream, _)| *upstream);
-        if let Some(upstream) = provider.upstream.as_deref().or(default) {
-            targets.insert(name, (upstream, true));
-        }
-    }
     // All at once: with the network down each one takes its whole timeout.
     let mut tasks = tokio::task::JoinSet::new();
-    for (index, (name, (upstream, is_named))) in targets.iter().enumerate() {
-        let (name, upstream, is_named) =
-            (format!("upstream {name}"), upstream.to_string(), *is_named);
+    for (index, target) in targets(config).into_iter().enumerate() {
         let tls = tls.clone();
         tasks.spawn(async move {
-            let attempt = timeout(UPSTREAM_TIMEOUT, connect(&upstream, tls)).await;
-            let result = match attempt {
-                Ok(result) => result,
-                Err(_) => Err(format!(
-                    "no connection in {UPSTREAM_TIMEOUT:?}; is a firewall or network policy in the way"
-                )),
-            };
-            let mut item = Item::of(name, result.map(|how| format!("{upstream} {how}")));
-            if item.status == Status::Fail {
-                item.detail = format!("{upstream}: {}", item.detail);
-                if !is_named {
-                    item.status = Status::Skip;
-                    item.detail.push_str("; matters only if you use this provider");
-                }
-            }
-            (index, item)
+            let attempt = timeout(UPSTREAM_TIMEOUT, connect(&target.upstream, tls));
+            let result = attempt.await.unwrap_or_else(|_| {
+                Err(format!(
+                    "no connection in {UPSTREAM_TIMEOUT:?}; check firewall and network policy"
+                ))
+            });
+            (index, target.item(result))
         });
     }
     let mut items = tasks.join_all().await;
     items.sort_by_key(|(index, _)| *index);
     items.into_iter().map(|(_, item)| item).collect()
+}
+
+/// An upstream that requests can go to.
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    provider: String,
+    upstream: String,
+    /// Whether the configuration names the provider, so that it is surely wanted.
+    is_named: bool,
+}
+
+impl Target {
+    fn item(self, result: Result<&'static str, String>) -> Item {
+        let (status, found) = match result {
+            Ok(found) => (Status::Ok, found.to_owned()),
+            Err(error) if self.is_named => (Status::Fail, error),
+            Err(error) => {
+                let status = Status::Skip;
+                (
+                    status,
+                    format!("{error}; matters only if you use this provider"),
+                )
+            }
+        };
+        Item {
+            status,
+            name: format!("upstream {}", self.provider),
+            detail: format!("{}: {found}", self.upstream),
+        }
+    }
+}
+
+/// Every upstream that requests can go to, by provider.
+fn targets(config: &Config) -> Vec<Target> {
+    let defaults = BUILT_IN_PROVIDERS
+        .iter()
+        .filter_map(|(name, upstream)| Some((*name, (*upstream)?)));
+    let mut upstreams: BTreeMap<&str, &str> = defaults.collect();
+    for (name, provider) in &config.providers {
+        if let Some(upstream) = &provider.upstream {
+            upstreams.insert(name, upstream);
+        }
+    }
+    let is_named = |name: &str| {
+        let mut accounts = config.accounts.iter();
+        config.providers.contains_key(name) || accounts.any(|account| account.provider == name)
+    };
+    let target = |(name, upstream): (&str, &str)| Target {
+        provider: name.to_owned(),
+        upstream: upstream.to_owned(),
+        is_named: is_named(name),
+    };
+    upstreams.into_iter().map(target).collect()
 }
 
 /// Resolves an upstream, connects to it and shakes hands.
@@ -382,6 +409,37 @@ mod tests {
         ] {
             assert_eq!(reachable(listen.parse().unwrap()), reached.parse().unwrap());
         }
+    }
+
+    #[test]
+    fn an_upstream_that_nobody_asked_for_may_be_out_of_reach() {
+        let mut config = Config::default();
+        let groq = crate::config::Provider {
+            upstream: Some("http://127.0.0.1:1".to_owned()),
+            ..Default::default()
+        };
+        config.providers.insert("groq".to_owned(), groq);
+        config.accounts.push(crate::config::Account {
+            provider: "fal".to_owned(),
+            ..Default::default()
+        });
+        let failed: Vec<(String, Status)> = targets(&config)
+            .into_iter()
+            .map(|target| target.item(Err("cannot connect".to_owned())))
+            .map(|item| (item.name, item.status))
+            .collect();
+        let expected = [
+            ("upstream anthropic", Status::Skip),
+            ("upstream fal", Status::Fail),
+            ("upstream groq", Status::Fail),
+            ("upstream openai", Status::Skip),
+            ("upstream openrouter", Status::Skip),
+            ("upstream replicate", Status::Skip),
+        ];
+        assert_eq!(
+            failed,
+            expected.map(|(name, status)| (name.to_owned(), status))
+        );
     }
 
     #[test]

@@ -7,3 +7,4 @@ mod rewrite;
 mod wire;
 mod prices;
 mod report;
+mod check;
