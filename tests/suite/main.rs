@@ -1,10 +1,12 @@
 //! Everything that crosses modules, in one binary that links once.
 
+mod check;
 mod config;
 mod journal;
-mod store;
-mod rewrite;
-mod wire;
+mod misbehaviour;
 mod prices;
 mod report;
-mod check;
+mod rewrite;
+mod store;
+mod support;
+mod wire;
