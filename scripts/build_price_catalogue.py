@@ -150,6 +150,13 @@ LITELLM_IS_NEWER = {
     ("deepseek", "deepseek-reasoner"): "prices of 2025-09 without off-peak hours",
 }
 
+# Names that genai-prices lists under a model whose price is not theirs: OpenAI's preview search
+# costs 25 for a thousand calls, not 10.
+NOT_THE_SAME = {
+    ("openai", "gpt-4o-mini-search-preview"),
+    ("openai", "gpt-4o-mini-search-preview-2025-03-11"),
+}
+
 # Names that are no models of the vendor's API.
 SKIPPED = {
     ("openai", "container"),
@@ -434,7 +441,11 @@ def genai_models(providers, ids, ours, date):
             if provider.id == "google" and (ours == "vertex") != info.id.startswith("claude"):
                 continue
             names = [info.id] + sorted(set(clause_names(info.match)))
-            names = [name for name in dict.fromkeys(names) if is_name(name)]
+            names = [
+                name
+                for name in dict.fromkeys(names)
+                if is_name(name) and (ours, name) not in NOT_THE_SAME
+            ]
             if not names or (ours, names[0]) in SKIPPED:
                 continue
             yield genai_model(info, names, ours, date)
@@ -667,6 +678,10 @@ def join(ours, model, twin, notes, date):
     if not hourly:
         media = {"output_image", "input_audio", "output_audio"} & price.rates.units()
         for unit, rate in other.rates.base.items():
+            if unit == "search" and "request" in price.rates.units():
+                # The fee of a request and the fee of its searches are one fee.
+                price.estimate += ["request" for u in other.estimate if u == unit]
+                continue
             counted = unit in ("audio_second", "image", "megapixel")
             if unit not in price.rates.units() and not (counted and media):
                 price.rates.put(unit, rate)

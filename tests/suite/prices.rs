@@ -132,6 +132,14 @@ fn openai_models_cost_what_their_price_list_says() {
         }),
         priced("0.0232", false)
     );
+    // Preview search is 25 for a thousand, and the snapshot is not gpt-4o-mini's.
+    assert_eq!(
+        price(
+            "gpt-4o-mini-search-preview-2025-03-11",
+            usage([(Input, 0), (Search, 2)])
+        ),
+        priced("0.05", false)
+    );
     // Fine-tuned: 1000 × 3.75 + 1000 × 15, not gpt-4o's 2.50 and 10.
     let tuned = usage([(Input, 1000), (Output, 1000)]);
     assert_eq!(
@@ -143,8 +151,8 @@ fn openai_models_cost_what_their_price_list_says() {
 #[test]
 fn other_media_of_openai_cost_what_their_price_list_says() {
     use Unit::{
-        AudioSecond, Character, Image, Input, InputAudio, InputImage, Output, OutputAudio,
-        OutputImage, VideoSecond,
+        AudioSecond, CacheRead, Character, Image, Input, InputAudio, InputImage, Output,
+        OutputAudio, OutputImage, VideoSecond,
     };
     let book = &*BOOK;
     let price = |model: &str, usage: Usage| book.price(&query("openai", model, &usage));
@@ -162,6 +170,11 @@ fn other_media_of_openai_cost_what_their_price_list_says() {
         (OutputAudio, 500),
     ]);
     assert_eq!(price("gpt-realtime-2", spoken), priced("0.0656", false));
+    // Cached text costs 0.40, a cached image 0.50, and the usage does not say which it was.
+    assert_eq!(
+        price("gpt-realtime-2", usage([(CacheRead, 1000)])),
+        priced("0.0004", true)
+    );
     // 50 × 5 + 1000 × 8 + 1056 × 32; the image is counted in its tokens.
     let drawn = usage([
         (Input, 50),
