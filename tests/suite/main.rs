@@ -1,10 +1,19 @@
 //! Everything that crosses modules, in one binary that links once.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 mod check;
 mod config;
 mod journal;
 mod misbehaviour;
 mod prices;
+mod relay;
 mod report;
 mod rewrite;
 mod store;
