@@ -124,6 +124,17 @@ impl Store {
         Sqlite::open(path, config).await.map(Store::Sqlite)
     }
 
+    /// A store that is opened for writing at its first use, as [`Store::open`] does: for a server,
+    /// which must serve whatever state the store is in.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Config`].
+    pub fn lazy(config: &Config) -> Result<Store, StoreError> {
+        let path = sqlite_path(&config.url)?;
+        Ok(Store::Sqlite(Sqlite::lazy(path, config)))
+    }
+
     /// Opens the store for reading beside a server that writes.
     ///
     /// # Errors

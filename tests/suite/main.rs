@@ -10,6 +10,7 @@
 
 mod check;
 mod config;
+mod drain;
 mod journal;
 mod misbehaviour;
 mod prices;
