@@ -8,9 +8,14 @@
     reason = "a test fails by panicking"
 )]
 
+#[cfg(test)]
+#[cfg(test)]
+
+mod admin;
 mod check;
 mod config;
 mod drain;
+mod exposition;
 mod journal;
 mod misbehaviour;
 mod prices;
