@@ -1,6 +1,8 @@
 //! Everything that crosses modules, in one binary that links once.
 
+#[cfg(test)]
 mod check;
+#[cfg(test)]
 mod config;
 mod journal;
 mod store;
