@@ -24,6 +24,7 @@ pub mod price;
 // 5. Records.
 pub mod clock;
 pub mod journal;
+pub mod ledger;
 pub mod metrics;
 pub mod store;
 
@@ -35,4 +36,5 @@ pub mod admin;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod report;
 pub mod telemetry;

@@ -5,4 +5,10 @@ mod check;
 #[cfg(test)]
 mod config;
 mod journal;
+mod misbehaviour;
+mod prices;
+mod report;
+mod rewrite;
 mod store;
+mod support;
+mod wire;
