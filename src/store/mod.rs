@@ -38,6 +38,8 @@ pub struct Config {
     /// The database: `sqlite://` and the path of its file, which is created with its folder when
     /// the server starts.
     pub url: String,
+    /// A file that holds `url`, for URLs with a password in them.
+    pub url_file: Option<PathBuf>,
     /// Whether the server brings the schema up to date when it starts. Without it, run
     /// `taffrail migrate` after an update.
     pub migrate: bool,
@@ -54,6 +56,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             url: "sqlite://./taffrail-data/taffrail.db".to_owned(),
+            url_file: None,
             migrate: true,
             busy_timeout: Duration::from_secs(5),
             drain: drain::Config::default(),

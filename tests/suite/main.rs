@@ -11,6 +11,9 @@
 #[cfg(test)]
 #[cfg(test)]
 
+#[cfg(test)]
+#[cfg(test)]
+
 mod admin;
 mod check;
 mod config;
