@@ -8,12 +8,6 @@
     reason = "a test fails by panicking"
 )]
 
-#[cfg(test)]
-#[cfg(test)]
-
-#[cfg(test)]
-#[cfg(test)]
-
 mod admin;
 mod check;
 mod config;
