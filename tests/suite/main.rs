@@ -1,1 +1,4 @@
 //! Everything that crosses modules, in one binary that links once.
+
+mod golden;
+mod providers;
