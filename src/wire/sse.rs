@@ -24,6 +24,8 @@ pub enum Piece<'a> {
 /// What a call of [`Decoder::line`] consumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Line {
+    /// The byte order mark at the start of the stream, or a part of it.
+    Mark,
     /// A part of a line that has not ended.
     Open {
         /// Whether the line is a comment.
@@ -111,6 +113,12 @@ impl Decoder {
         if std::mem::take(&mut self.after_carriage_return) && bytes.first() == Some(&b'\n') {
             return (1, Line::Tail);
         }
+        if self.at == At::Stream {
+            let mark = self.byte_order_mark(bytes);
+            if mark > 0 {
+                return (mark, Line::Mark);
+            }
+        }
         let end = memchr2(b'\n', b'\r', bytes);
         let content = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
         self.content(content, piece);
@@ -119,7 +127,7 @@ impl Decoder {
             return (bytes.len(), Line::Open { is_comment });
         };
         self.after_carriage_return = bytes.get(end) == Some(&b'\r');
-        let is_blank = matches!(self.at, At::Stream | At::Field) && self.seen == 0;
+        let is_blank = self.at == At::Field && self.seen == 0;
         let line = if is_blank {
             self.event_ended(piece);
             Line::Blank
@@ -132,23 +140,33 @@ impl Decoder {
         (end + 1, line)
     }
 
+    /// Takes the byte order mark, or what there is of it, and returns how long that is.
+    fn byte_order_mark(&mut self, bytes: &[u8]) -> usize {
+        let expected = BYTE_ORDER_MARK.get(self.seen..).unwrap_or_default();
+        let length = expected
+            .iter()
+            .zip(bytes)
+            .take_while(|(mark, byte)| mark == byte)
+            .count();
+        self.seen += length;
+        if self.seen == BYTE_ORDER_MARK.len() {
+            self.at = At::Field;
+            self.seen = 0;
+        } else if length < bytes.len() {
+            // No field that means anything begins with a part of the mark.
+            self.at = if self.seen > 0 {
+                At::Ignored
+            } else {
+                At::Field
+            };
+        }
+        length
+    }
+
     /// Takes bytes of a line without its end.
     fn content(&mut self, mut content: &[u8], piece: Sink<'_>) {
         while let Some((&first, rest)) = content.split_first() {
             match self.at {
-                At::Stream => match BYTE_ORDER_MARK.get(self.seen) {
-                    Some(&expected) if expected == first => {
-                        content = rest;
-                        self.seen += 1;
-                        if self.seen == BYTE_ORDER_MARK.len() {
-                            self.at = At::Field;
-                            self.seen = 0;
-                        }
-                    }
-                    // No field that means anything begins with a part of the mark.
-                    _ if self.seen > 0 => self.at = At::Ignored,
-                    _ => self.at = At::Field,
-                },
                 At::Field => {
                     content = rest;
                     if first == b':' {
@@ -182,7 +200,7 @@ impl Decoder {
                     self.name.extend(content.iter().take(room));
                     return;
                 }
-                At::Ignored | At::Comment => return,
+                At::Stream | At::Ignored | At::Comment => return,
             }
         }
     }

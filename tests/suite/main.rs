@@ -2,3 +2,5 @@
 
 mod golden;
 mod providers;
+mod rewrite;
+mod wire;
