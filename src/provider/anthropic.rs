@@ -48,8 +48,16 @@ static ROUTES: &[Route] = &[
     route("POST", "/v1/complete", Operation::Completion),
     // Compatible with OpenAI's.
     route("POST", COMPATIBLE, Operation::Chat),
+<<<<<<< HEAD
     route("*", "/v1/models/*", Operation::Models),
     route("*", "/v1/files/*", Operation::Files),
+=======
+    route("*", "/v1/models", Operation::Models),
+    route("*", "/v1/models/{id}", Operation::Models),
+    route("*", "/v1/files", Operation::Files),
+    route("*", "/v1/files/{id}", Operation::Files),
+    route("*", "/v1/files/{id}/content", Operation::Files),
+>>>>>>> provider
     route("*", "/v1/skills/*", Operation::Control),
     route("*", "/v1/organizations/*", Operation::Control),
 ];
@@ -176,9 +184,12 @@ struct Iteration {
     tokens: Tokens,
 }
 
+<<<<<<< HEAD
 /// How many iterations of one message are told apart.
 const ITERATIONS_MAX: usize = 256;
 
+=======
+>>>>>>> provider
 impl Counts for MessageCounts {
     fn read(&mut self, quantity: Quantity, text: &str) -> bool {
         match quantity {
@@ -191,6 +202,10 @@ impl Counts for MessageCounts {
         let (own, is_consistent) = self.tokens.settle();
         let mut settled = Settled {
             is_inconsistent: !is_consistent,
+<<<<<<< HEAD
+=======
+            is_lacking: self.tokens.input.is_some() != self.tokens.output.is_some(),
+>>>>>>> provider
             stated_cost: self.costs.stated(),
             service_tier: match self.speed.as_deref() {
                 Some("fast") => Some("fast".to_owned()),
@@ -208,7 +223,11 @@ impl Counts for MessageCounts {
                 usage: own,
             }]
         } else {
+<<<<<<< HEAD
             let (parts, are_consistent) = self.settle_iterations(own, served);
+=======
+            let (parts, are_consistent) = self.settle_iterations(served);
+>>>>>>> provider
             settled.is_inconsistent |= !are_consistent;
             parts
         };
@@ -260,15 +279,20 @@ impl MessageCounts {
                     iteration.tokens.read(key, text);
                 }
             });
+<<<<<<< HEAD
             if iterations.len() < ITERATIONS_MAX {
                 iterations.push(iteration);
             }
+=======
+            iterations.push(iteration);
+>>>>>>> provider
         });
         if is_array {
             self.iterations = iterations;
         }
     }
 
+<<<<<<< HEAD
     /// The parts by model, and whether they agree with the usage of the whole.
     ///
     /// The usage at the top is the sum of the iterations of type `message` alone; compaction,
@@ -276,6 +300,14 @@ impl MessageCounts {
     /// those iterations, because it tells more of them (thinking, cache lifetimes).
     fn settle_iterations(&self, own: Usage, served: Option<&str>) -> (Vec<Part>, bool) {
         let is_own = |model: Option<&str>| model.is_none() || model == served;
+=======
+    /// A part for each iteration, and whether they agree with the usage of the whole.
+    ///
+    /// The usage at the top is the sum of the iterations of type `message` alone; compaction,
+    /// an advisor and a fallback are billed beside it. Each iteration stays a part of its own,
+    /// because the price of a long context is decided for each, and not for their sum.
+    fn settle_iterations(&self, served: Option<&str>) -> (Vec<Part>, bool) {
+>>>>>>> provider
         let messages = || {
             self.iterations
                 .iter()
@@ -283,6 +315,7 @@ impl MessageCounts {
         };
         let sum = Tokens::sum(messages().map(|iteration| &iteration.tokens));
         let is_sum = sum.wholes() == self.tokens.wholes();
+<<<<<<< HEAD
         let is_own_message =
             |iteration: &Iteration| iteration.is_message && is_own(iteration.model.as_deref());
         let are_messages_own = messages().all(is_own_message);
@@ -310,6 +343,30 @@ impl MessageCounts {
             let (usage, fits) = iteration.tokens.settle();
             is_consistent &= fits;
             add(iteration.model.as_deref(), &usage);
+=======
+
+        let mut is_consistent = is_sum || messages().next().is_none();
+        let mut thinking = self.tokens.thinking.filter(|_| is_sum);
+        let mut parts = Vec::new();
+        for iteration in &self.iterations {
+            let mut tokens = iteration.tokens.clone();
+            if iteration.is_message && is_sum {
+                if messages().count() == 1 {
+                    tokens = self.tokens.clone();
+                } else {
+                    tokens.take_details(&self.tokens, &mut thinking);
+                }
+            }
+            let (usage, fits) = tokens.settle();
+            is_consistent &= fits;
+            if !usage.is_empty() {
+                let model = iteration.model.clone();
+                parts.push(Part {
+                    model: model.filter(|model| served != Some(model)),
+                    usage,
+                });
+            }
+>>>>>>> provider
         }
         (parts, is_consistent)
     }
@@ -342,7 +399,30 @@ impl Tokens {
         true
     }
 
+<<<<<<< HEAD
     /// The quantities that every iteration states.
+=======
+    /// Takes over what only the usage at the top tells: thinking, of which `left` is not yet
+    /// told to be anyone's, and the lifetime of cache writes, if one alone is in use.
+    fn take_details(&mut self, top: &Tokens, left: &mut Option<Decimal>) {
+        if let (None, Some(output), Some(left)) = (self.thinking, self.output, left) {
+            let thinking = output.min(*left);
+            self.thinking = Some(thinking);
+            *left -= thinking;
+        }
+        if self.cache_write_5m.is_none() && self.cache_write_1h.is_none() {
+            let is_used = |tokens: Option<Decimal>| tokens.is_some_and(|tokens| !tokens.is_zero());
+            match (is_used(top.cache_write_5m), is_used(top.cache_write_1h)) {
+                (true, false) => self.cache_write_5m = self.cache_write,
+                (false, true) => self.cache_write_1h = self.cache_write,
+                _ => {}
+            }
+        }
+    }
+
+    /// The quantities that every iteration states; for comparing sums, where what is not stated
+    /// adds nothing.
+>>>>>>> provider
     fn wholes(&self) -> [Decimal; 4] {
         [self.input, self.cache_read, self.cache_write, self.output].map(Option::unwrap_or_default)
     }

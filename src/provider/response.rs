@@ -178,6 +178,12 @@ pub(crate) struct Settled {
     pub(crate) parts: Vec<Part>,
     /// Whether some parts exceeded their whole.
     pub(crate) is_inconsistent: bool,
+<<<<<<< HEAD
+=======
+    /// Whether input or output is missing where there must be both: the parts are not all that
+    /// was consumed.
+    pub(crate) is_lacking: bool,
+>>>>>>> provider
     /// Whether a quantity was inferred.
     pub(crate) is_estimated: bool,
     /// The cost, if stated.
@@ -217,15 +223,27 @@ impl<C: Counts> ResponseMeter<C> {
         let framing = if operation.is_control() && status < 400 {
             Framing::Opaque
         } else {
+<<<<<<< HEAD
             Framing::of(head)
+=======
+            Framing::of(head, operation)
+>>>>>>> provider
         };
         ResponseMeter {
             source: Source {
                 framing,
                 decoder: Decoder::new(),
+<<<<<<< HEAD
                 picker: Picker::new(table.paths),
                 data_start: [0; DONE.len()],
                 data_bytes: 0,
+=======
+                documents: Documents {
+                    picker: Picker::new(table.paths),
+                    start: [0; DONE.len()],
+                    length: 0,
+                },
+>>>>>>> provider
             },
             answer: Answer {
                 rows: table.rows,
@@ -248,7 +266,11 @@ impl<C: Counts> ResponseMeter<C> {
                 searches: 0,
                 failure: None,
                 ending: Ending::Open,
+<<<<<<< HEAD
                 is_streamed: false,
+=======
+                is_streamed: framing == Framing::Undecided(Text::Events),
+>>>>>>> provider
                 is_token_seen: false,
                 is_filtered: false,
                 is_usage_final: true,
@@ -297,10 +319,22 @@ const DONE: &[u8; 6] = b"[DONE]";
 struct Source {
     framing: Framing,
     decoder: Decoder,
+<<<<<<< HEAD
     picker: Picker,
     /// The first bytes of the event's data.
     data_start: [u8; DONE.len()],
     data_bytes: usize,
+=======
+    documents: Documents,
+}
+
+/// Reads the one document of a JSON body, or that of each event.
+struct Documents {
+    picker: Picker,
+    /// The first bytes of the event's data, and how many there are in all.
+    start: [u8; DONE.len()],
+    length: usize,
+>>>>>>> provider
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -321,7 +355,11 @@ enum Text {
 }
 
 impl Framing {
+<<<<<<< HEAD
     fn of(head: ResponseHead<'_>) -> Framing {
+=======
+    fn of(head: ResponseHead<'_>, operation: Operation) -> Framing {
+>>>>>>> provider
         let content_type = head.headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
         let Some(content_type) = content_type else {
             return Framing::Undecided(Text::Json);
@@ -335,6 +373,13 @@ impl Framing {
         match essence.as_slice() {
             b"text/event-stream" => Framing::Undecided(Text::Events),
             essence if essence.ends_with(b"json") => Framing::Undecided(Text::Json),
+<<<<<<< HEAD
+=======
+            // Some servers send JSON or events as plain text; a transcript is plain text.
+            b"text/plain" if operation != Operation::Transcription => {
+                Framing::Undecided(Text::Json)
+            }
+>>>>>>> provider
             essence if essence.starts_with(b"text/") => Framing::Undecided(Text::Other),
             _ => Framing::Opaque,
         }
@@ -371,6 +416,7 @@ impl Source {
                 answer.is_streamed = self.framing == Framing::Events;
             }
         }
+<<<<<<< HEAD
         match self.framing {
             Framing::Json => self
                 .picker
@@ -386,11 +432,23 @@ impl Source {
                 decoder.push(bytes, &mut |piece| {
                     answer.piece(piece, picker, data_start, data_bytes);
                 });
+=======
+        let Source {
+            framing,
+            decoder,
+            documents,
+        } = self;
+        match framing {
+            Framing::Json => documents.push(bytes, answer),
+            Framing::Events => {
+                decoder.push(bytes, &mut |piece| documents.piece(piece, answer));
+>>>>>>> provider
             }
             Framing::Opaque | Framing::Undecided(_) => {}
         }
     }
 
+<<<<<<< HEAD
     fn end<C: Counts>(mut self, end: End, answer: &mut Answer<C>) {
         match self.framing {
             Framing::Json => {
@@ -420,6 +478,69 @@ impl Source {
                 }
             }
             Framing::Opaque | Framing::Undecided(_) => {}
+=======
+    fn end<C: Counts>(self, end: End, answer: &mut Answer<C>) {
+        let Source {
+            framing,
+            mut decoder,
+            mut documents,
+        } = self;
+        let was_malformed = answer.is_malformed;
+        match framing {
+            Framing::Json => {
+                let status = documents.end(answer);
+                if status == Status::Complete {
+                    answer.ending = Ending::Marked;
+                }
+                answer.document_ended(status);
+            }
+            // The last event may lack its blank line, or be half of one.
+            Framing::Events => decoder.end(&mut |piece| documents.piece(piece, answer)),
+            Framing::Opaque | Framing::Undecided(_) => {}
+        }
+        // Half a document is a fault only where the whole of it came.
+        if end != End::Complete {
+            answer.is_malformed = was_malformed;
+        }
+    }
+}
+
+impl Documents {
+    fn push<C: Counts>(&mut self, bytes: &[u8], answer: &mut Answer<C>) {
+        self.picker
+            .push(bytes, &mut |index, found| answer.found(index, found));
+    }
+
+    fn end<C: Counts>(&mut self, answer: &mut Answer<C>) -> Status {
+        self.picker
+            .end(&mut |index, found| answer.found(index, found))
+    }
+
+    fn piece<C: Counts>(&mut self, piece: Piece<'_>, answer: &mut Answer<C>) {
+        match piece {
+            Piece::Name(b"error") => answer.event.own_error_found(),
+            Piece::Name(_) => {}
+            Piece::Data(bytes) => {
+                let free = self.start.get_mut(self.length..).unwrap_or_default();
+                for (slot, byte) in free.iter_mut().zip(bytes) {
+                    *slot = *byte;
+                }
+                self.length += bytes.len();
+                self.push(bytes, answer);
+            }
+            Piece::End => {
+                let status = self.end(answer);
+                self.picker.reset();
+                let is_done = self.length >= DONE.len() && self.start == *DONE;
+                self.length = 0;
+                if is_done {
+                    answer.ending = Ending::Marked;
+                    answer.document_ended(Status::Empty);
+                } else {
+                    answer.document_ended(status);
+                }
+            }
+>>>>>>> provider
         }
     }
 }
@@ -518,6 +639,7 @@ fn replace(known: &mut Option<String>, text: &[u8]) {
 }
 
 impl<C: Counts> Answer<C> {
+<<<<<<< HEAD
     fn piece(
         &mut self,
         piece: Piece<'_>,
@@ -556,6 +678,8 @@ impl<C: Counts> Answer<C> {
         }
     }
 
+=======
+>>>>>>> provider
     fn found(&mut self, index: usize, found: Found<'_>) {
         let Some((field, _)) = self.rows.get(index) else {
             return;
@@ -645,7 +769,11 @@ impl<C: Counts> Answer<C> {
             Field::OwnType => {
                 replace(&mut event.own.kind, text);
                 if text == b"\"error\"" {
+<<<<<<< HEAD
                     event.is_own_error = true;
+=======
+                    event.own_error_found();
+>>>>>>> provider
                 }
             }
             Field::Images
@@ -695,10 +823,14 @@ impl<C: Counts> Answer<C> {
     /// What the type of an event says, with its quotes.
     fn type_found(&mut self, text: &[u8]) {
         match text {
+<<<<<<< HEAD
             b"\"error\"" => {
                 self.event.is_used = true;
                 self.event.is_own_error = true;
             }
+=======
+            b"\"error\"" | b"\"response.error\"" => self.event.own_error_found(),
+>>>>>>> provider
             b"\"message_stop\""
             | b"\"response.completed\""
             | b"\"response.incomplete\""
@@ -711,6 +843,10 @@ impl<C: Counts> Answer<C> {
                 self.images = Some(self.images.map_or(1, |images| images.saturating_add(1)));
             }
             b"\"content_block_delta\""
+<<<<<<< HEAD
+=======
+            | b"\"image_generation.text_chunk\""
+>>>>>>> provider
             | b"\"image_generation.partial_image\""
             | b"\"image_edit.partial_image\"" => self.is_token_seen |= self.is_streamed,
             b"\"response.output_item.added\"" => {
@@ -786,17 +922,35 @@ impl<C: Counts> Answer<C> {
         let is_answered = self.failure.is_none();
 
         let mut settled = self.counts.settle(self.operation, self.model.as_deref());
+<<<<<<< HEAD
         self.add_tallies(&mut settled);
         let stated_cost = settled.stated_cost.or(self.default_cost);
         let is_usable = !settled.parts.is_empty() || stated_cost.is_some();
 
+=======
+        let stated_cost = settled.stated_cost.or(self.default_cost);
+        // Images are a usage by themselves, searches are not: they are billed beside tokens.
+        let is_image_counted = self.operation == Operation::Image && self.images.is_some();
+        let is_usable = !settled.parts.is_empty() || stated_cost.is_some() || is_image_counted;
+        self.add_tallies(&mut settled);
+
+        let is_usage_due = self.is_usage_due();
+>>>>>>> provider
         let is_generation = matches!(
             self.operation,
             Operation::Chat | Operation::Completion | Operation::Responses
         );
         let is_broken_off = match end {
             End::Complete => {
+<<<<<<< HEAD
                 self.is_streamed && is_generation && is_answered && self.ending == Ending::Open
+=======
+                self.is_streamed
+                    && self.ending == Ending::Open
+                    && is_generation
+                    && is_usage_due
+                    && is_answered
+>>>>>>> provider
             }
             _ => match self.ending {
                 Ending::Marked => false,
@@ -808,13 +962,21 @@ impl<C: Counts> Answer<C> {
             && self.is_streamed
             && self.status < 400
             && !(is_usable && self.is_usage_final);
+<<<<<<< HEAD
         let is_usage_due = self.is_usage_due();
+=======
+>>>>>>> provider
         let fidelity = if is_broken_off || is_usage_lost {
             Fidelity::Partial
         } else if self.is_oversize {
             Fidelity::Oversize
         } else if settled.is_inconsistent {
             Fidelity::Inconsistent
+<<<<<<< HEAD
+=======
+        } else if settled.is_lacking && stated_cost.is_none() {
+            Fidelity::Malformed
+>>>>>>> provider
         } else if is_usable || !is_usage_due || !is_answered {
             Fidelity::Complete
         } else if self.is_malformed {
@@ -861,7 +1023,15 @@ impl<C: Counts> Answer<C> {
             }),
             model_served: self.model,
             upstream_provider: self.upstream_provider,
+<<<<<<< HEAD
             service_tier: settled.service_tier.or(self.service_tier),
+=======
+            // `auto` is what was asked for, until the tier is decided.
+            service_tier: settled
+                .service_tier
+                .or(self.service_tier)
+                .filter(|tier| tier != "auto"),
+>>>>>>> provider
             region: settled.region,
             provider_request_id: self.header_request_id.or(self.request_id),
             parts: settled.parts,
@@ -896,6 +1066,14 @@ impl<C: Counts> Answer<C> {
 }
 
 impl Event {
+<<<<<<< HEAD
+=======
+    fn own_error_found(&mut self) {
+        self.is_used = true;
+        self.is_own_error = true;
+    }
+
+>>>>>>> provider
     fn item_ended(&mut self) {
         if let Some(item) = self.item.take()
             && item.is_search_call
@@ -960,3 +1138,126 @@ const ERROR_ROWS: &[Row] = &[
     (Field::OwnMessage, &[Key("detail")]),
     (Field::RequestId, &[Key("request_id")]),
 ];
+<<<<<<< HEAD
+=======
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+    use crate::provider::chat;
+
+    fn report(status: u16, operation: Operation, body: &str) -> Report {
+        let headers = HeaderMap::new();
+        let head = ResponseHead {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: &headers,
+        };
+        let mut meter = chat::meter(operation, head, &chat::VENDOR);
+        meter.push(body.as_bytes());
+        Box::new(meter).finish(End::Complete, &RequestFacts::default())
+    }
+
+    /// A usage object of exactly that many bytes.
+    fn usage_of(bytes: usize) -> String {
+        const FRAME: &str = r#"{"prompt_tokens":5,"completion_tokens":7,"x":""}"#;
+        let padding = "y".repeat(bytes - FRAME.len());
+        format!(r#"{{"prompt_tokens":5,"completion_tokens":7,"x":"{padding}"}}"#)
+    }
+
+    #[test]
+    fn usage_is_read_up_to_its_limit_and_beyond_it_said_to_be_oversize() {
+        for (bytes, fidelity) in [
+            (USAGE_BYTES_MAX - 1, Fidelity::Complete),
+            (USAGE_BYTES_MAX, Fidelity::Complete),
+            (USAGE_BYTES_MAX + 1, Fidelity::Oversize),
+        ] {
+            let body = format!(r#"{{"usage":{}}}"#, usage_of(bytes));
+            let report = report(200, Operation::Chat, &body);
+            assert_eq!(report.fidelity, fidelity, "{bytes}");
+            assert_eq!(report.parts.is_empty(), fidelity == Fidelity::Oversize);
+        }
+    }
+
+    #[test]
+    fn usage_after_an_oversized_one_still_counts() {
+        let large = usage_of(USAGE_BYTES_MAX + 1);
+        let small = r#"{"prompt_tokens":5,"completion_tokens":8}"#;
+        let after = format!(
+            "data: {{\"usage\":{large}}}\n\ndata: {{\"usage\":{small}}}\n\ndata: [DONE]\n\n"
+        );
+        let report_after = report(200, Operation::Chat, &after);
+        assert_eq!(report_after.fidelity, Fidelity::Complete);
+        assert_eq!(report_after.raw_usage.as_deref(), Some(small));
+
+        let before = format!(
+            "data: {{\"usage\":{small}}}\n\ndata: {{\"usage\":{large}}}\n\ndata: [DONE]\n\n"
+        );
+        assert_eq!(
+            report(200, Operation::Chat, &before).fidelity,
+            Fidelity::Oversize
+        );
+    }
+
+    #[test]
+    fn a_name_beyond_its_limit_is_taken_as_absent() {
+        // The limit counts the quotes.
+        for (bytes, is_known) in [
+            (NAME_BYTES_MAX - 3, true),
+            (NAME_BYTES_MAX - 2, true),
+            (NAME_BYTES_MAX - 1, false),
+        ] {
+            let body = format!(r#"{{"model":"{}"}}"#, "m".repeat(bytes));
+            let report = report(200, Operation::Chat, &body);
+            assert_eq!(report.model_served.is_some(), is_known, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_message_beyond_its_limit_leaves_the_code() {
+        for (bytes, is_known) in [
+            (MESSAGE_BYTES_MAX - 2, true),
+            (MESSAGE_BYTES_MAX - 1, false),
+        ] {
+            let message = "x ".repeat(bytes / 2 + 1);
+            let message = message.get(..bytes).unwrap();
+            let body = format!(r#"{{"error":{{"message":"{message}","code":"model_not_found"}}}}"#);
+            let report = report(404, Operation::Chat, &body);
+            assert_eq!(report.error_message.is_some(), is_known, "{bytes}");
+            assert_eq!(report.error_code.as_deref(), Some("model_not_found"));
+        }
+    }
+
+    #[test]
+    fn searches_without_usage_are_no_usage() {
+        let body = r#"{"status":"completed","output":[{"type":"web_search_call"}],"usage":null}"#;
+        let report = report(200, Operation::Responses, body);
+        assert_eq!(report.fidelity, Fidelity::Silent);
+        assert_eq!(
+            report.parts,
+            [Part {
+                model: None,
+                usage: Usage::new().with(Unit::Search, 1)
+            }]
+        );
+    }
+
+    #[test]
+    fn tokens_are_passed_once_and_only_by_events() {
+        let headers = HeaderMap::new();
+        let head = ResponseHead {
+            status: StatusCode::OK,
+            headers: &headers,
+        };
+        let event = br#"{"choices":[{"delta":{"content":"a"}}]}"#;
+        let mut whole = chat::meter(Operation::Chat, head, &chat::VENDOR);
+        assert_eq!(whole.push(event), None);
+        let mut events = chat::meter(Operation::Chat, head, &chat::VENDOR);
+        assert_eq!(events.push(b"data: "), None);
+        assert_eq!(events.push(event), Some(Milestone::FirstToken));
+        assert_eq!(events.push(b"\n\ndata: "), None);
+        assert_eq!(events.push(event), None);
+    }
+}
+>>>>>>> provider
