@@ -1279,6 +1279,22 @@ mod tests {
     }
 
     #[test]
+    fn a_string_may_hold_any_byte_but_a_control_character() {
+        for length in (0..20).chain(SHORT_BYTES - 9..SHORT_BYTES + 20) {
+            for byte in (0..=u8::MAX).filter(|byte| !matches!(byte, b'"' | b'\\')) {
+                let text = [b"x".repeat(length), vec![byte], b"y".repeat(length)].concat();
+                let document = [&b"\""[..], &text, b"\""].concat();
+                let expected = if byte < b' ' {
+                    Status::Malformed
+                } else {
+                    Status::Complete
+                };
+                assert_eq!(pick(ROOT, &[&document]).1, expected, "{byte} at {length}");
+            }
+        }
+    }
+
+    #[test]
     fn nesting_is_bounded_and_the_bound_is_told() {
         let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
         let ended = |levels: usize| pick(ROOT, &[deep(levels).as_bytes()]).1;
