@@ -247,6 +247,10 @@ pub fn terminal_width() -> Option<u16> {
 
 /// Writes what was spent from `request.since` until `now`.
 ///
+/// As JSON one object a line and group, as CSV one record: the dimensions by name, `requests`,
+/// `unpriced_requests`, `cost_usd`, `cost_upstream_usd`, the token columns of `api_usage_logs`,
+/// and `units` with the other quantities. Only a table has a total.
+///
 /// # Errors
 ///
 /// The store's, the writer's, and [`ReportError::UnknownDimension`].
@@ -481,14 +485,12 @@ fn heading(dimension: &Dimension) -> String {
     .to_owned()
 }
 
-/// The keys of a group, in JSON and CSV alike.
+/// A group as a line of JSON.
 struct UsageLine<'a> {
     by: &'a [Dimension],
     row: &'a UsageRow,
 }
 
-/// The dimensions by name, `requests`, `unpriced_requests`, `cost_usd`, `cost_upstream_usd`, the
-/// token columns of the rows, and `units` with the other quantities.
 impl Serialize for UsageLine<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let totals = &self.row.totals;
