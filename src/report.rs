@@ -1,9 +1,11 @@
-//! `taffrail usage` and `taffrail logs`: rows and sums of the store as a table for people, or as
+//! `taffrail usage`, `logs` and `prices list`: rows and sums of the store as a table for people, or as
 //! JSON lines and CSV for programs.
 //!
 //! A question and a store go in, text comes out on a writer; nothing here reads a clock, a
 //! configuration or a terminal, except [`terminal_width`] for the caller to pass on. What is
 //! unknown is never shown as zero: a table has `—` for it, JSON has null, CSV nothing.
+
+mod prices;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use uuid::Uuid;
 
+pub use self::prices::{PricesRequest, prices};
 use crate::fault::Outcome;
 use crate::store::{
     COLUMNS, DecimalSum, Dimension, LogQuery, LogRow, Store, StoreError, TOKEN_COLUMNS, Totals,
@@ -132,7 +135,10 @@ impl FromStr for Since {
 
     fn from_str(text: &str) -> Result<Since, ParseOptionError> {
         let text = text.trim();
-        if let Ok(duration) = humantime::parse_duration(text) {
+        // Zero looks back at nothing.
+        if let Ok(duration) = humantime::parse_duration(text)
+            && !duration.is_zero()
+        {
             return Ok(Since::Ago(duration));
         }
         let midnight = format!("{text}T00:00:00Z");

@@ -48,16 +48,11 @@ static ROUTES: &[Route] = &[
     route("POST", "/v1/complete", Operation::Completion),
     // Compatible with OpenAI's.
     route("POST", COMPATIBLE, Operation::Chat),
-<<<<<<< HEAD
-    route("*", "/v1/models/*", Operation::Models),
-    route("*", "/v1/files/*", Operation::Files),
-=======
     route("*", "/v1/models", Operation::Models),
     route("*", "/v1/models/{id}", Operation::Models),
     route("*", "/v1/files", Operation::Files),
     route("*", "/v1/files/{id}", Operation::Files),
     route("*", "/v1/files/{id}/content", Operation::Files),
->>>>>>> provider
     route("*", "/v1/skills/*", Operation::Control),
     route("*", "/v1/organizations/*", Operation::Control),
 ];
@@ -184,12 +179,6 @@ struct Iteration {
     tokens: Tokens,
 }
 
-<<<<<<< HEAD
-/// How many iterations of one message are told apart.
-const ITERATIONS_MAX: usize = 256;
-
-=======
->>>>>>> provider
 impl Counts for MessageCounts {
     fn read(&mut self, quantity: Quantity, text: &str) -> bool {
         match quantity {
@@ -202,10 +191,7 @@ impl Counts for MessageCounts {
         let (own, is_consistent) = self.tokens.settle();
         let mut settled = Settled {
             is_inconsistent: !is_consistent,
-<<<<<<< HEAD
-=======
             is_lacking: self.tokens.input.is_some() != self.tokens.output.is_some(),
->>>>>>> provider
             stated_cost: self.costs.stated(),
             service_tier: match self.speed.as_deref() {
                 Some("fast") => Some("fast".to_owned()),
@@ -223,11 +209,7 @@ impl Counts for MessageCounts {
                 usage: own,
             }]
         } else {
-<<<<<<< HEAD
-            let (parts, are_consistent) = self.settle_iterations(own, served);
-=======
             let (parts, are_consistent) = self.settle_iterations(served);
->>>>>>> provider
             settled.is_inconsistent |= !are_consistent;
             parts
         };
@@ -279,35 +261,19 @@ impl MessageCounts {
                     iteration.tokens.read(key, text);
                 }
             });
-<<<<<<< HEAD
-            if iterations.len() < ITERATIONS_MAX {
-                iterations.push(iteration);
-            }
-=======
             iterations.push(iteration);
->>>>>>> provider
         });
         if is_array {
             self.iterations = iterations;
         }
     }
 
-<<<<<<< HEAD
-    /// The parts by model, and whether they agree with the usage of the whole.
-    ///
-    /// The usage at the top is the sum of the iterations of type `message` alone; compaction,
-    /// an advisor and a fallback are billed beside it. Where the sum holds, the top stands for
-    /// those iterations, because it tells more of them (thinking, cache lifetimes).
-    fn settle_iterations(&self, own: Usage, served: Option<&str>) -> (Vec<Part>, bool) {
-        let is_own = |model: Option<&str>| model.is_none() || model == served;
-=======
     /// A part for each iteration, and whether they agree with the usage of the whole.
     ///
     /// The usage at the top is the sum of the iterations of type `message` alone; compaction,
     /// an advisor and a fallback are billed beside it. Each iteration stays a part of its own,
     /// because the price of a long context is decided for each, and not for their sum.
     fn settle_iterations(&self, served: Option<&str>) -> (Vec<Part>, bool) {
->>>>>>> provider
         let messages = || {
             self.iterations
                 .iter()
@@ -315,35 +281,6 @@ impl MessageCounts {
         };
         let sum = Tokens::sum(messages().map(|iteration| &iteration.tokens));
         let is_sum = sum.wholes() == self.tokens.wholes();
-<<<<<<< HEAD
-        let is_own_message =
-            |iteration: &Iteration| iteration.is_message && is_own(iteration.model.as_deref());
-        let are_messages_own = messages().all(is_own_message);
-
-        let mut is_consistent = is_sum || messages().next().is_none();
-        let mut parts: Vec<Part> = Vec::new();
-        let mut add = |model: Option<&str>, usage: &Usage| {
-            let model = model.filter(|model| !is_own(Some(model)));
-            match parts.iter_mut().find(|part| part.model.as_deref() == model) {
-                Some(part) => part.usage = Usage::total_of([&part.usage, usage]),
-                None => parts.push(Part {
-                    model: model.map(str::to_owned),
-                    usage: usage.clone(),
-                }),
-            }
-        };
-        let is_top_taken = is_sum && are_messages_own;
-        if is_top_taken {
-            add(None, &own);
-        }
-        for iteration in &self.iterations {
-            if iteration.is_message && is_top_taken {
-                continue;
-            }
-            let (usage, fits) = iteration.tokens.settle();
-            is_consistent &= fits;
-            add(iteration.model.as_deref(), &usage);
-=======
 
         let mut is_consistent = is_sum || messages().next().is_none();
         let mut thinking = self.tokens.thinking.filter(|_| is_sum);
@@ -366,7 +303,6 @@ impl MessageCounts {
                     usage,
                 });
             }
->>>>>>> provider
         }
         (parts, is_consistent)
     }
@@ -399,9 +335,6 @@ impl Tokens {
         true
     }
 
-<<<<<<< HEAD
-    /// The quantities that every iteration states.
-=======
     /// Takes over what only the usage at the top tells: thinking, of which `left` is not yet
     /// told to be anyone's, and the lifetime of cache writes, if one alone is in use.
     fn take_details(&mut self, top: &Tokens, left: &mut Option<Decimal>) {
@@ -422,7 +355,6 @@ impl Tokens {
 
     /// The quantities that every iteration states; for comparing sums, where what is not stated
     /// adds nothing.
->>>>>>> provider
     fn wholes(&self) -> [Decimal; 4] {
         [self.input, self.cache_read, self.cache_write, self.output].map(Option::unwrap_or_default)
     }

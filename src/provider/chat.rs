@@ -151,21 +151,14 @@ static ROUTES: &[Route] = &[
     route("*", "/v1/responses/{id}/cancel", Operation::Control),
     route("*", "/v1/responses/{id}/input_items", Operation::Control),
     route("*", "/v1/responses/{id}", Operation::Control),
-<<<<<<< HEAD
-=======
     route("*", "/v1/models", Operation::Models),
->>>>>>> provider
     route("*", "/v1/models/*", Operation::Models),
     route("*", "/v1/batches/{id}/cancel", Operation::Batch),
     route("*", "/v1/batches/{id}", Operation::Batch),
     route("*", "/v1/batches", Operation::Batch),
     route("*", "/v1/files/{id}/content", Operation::Files),
-<<<<<<< HEAD
-    route("*", "/v1/files/*", Operation::Files),
-=======
     route("*", "/v1/files/{id}", Operation::Files),
     route("*", "/v1/files", Operation::Files),
->>>>>>> provider
     route("*", "/v1/uploads/*", Operation::Files),
     route("POST", "/v1/videos", Operation::Video),
     route("POST", "/v1/videos/{id}/remix", Operation::Video),
@@ -453,10 +446,6 @@ pub(crate) struct ChatCounts {
     breakdown: Vec<(String, ChatCounts)>,
 }
 
-<<<<<<< HEAD
-/// How many models of one call are told apart.
-const BREAKDOWN_MODELS_MAX: usize = 32;
-=======
 /// Whether both input and output must be stated.
 fn generates_text(operation: Operation) -> bool {
     matches!(
@@ -464,7 +453,6 @@ fn generates_text(operation: Operation) -> bool {
         Operation::Chat | Operation::Completion | Operation::Responses
     )
 }
->>>>>>> provider
 
 impl Counts for ChatCounts {
     fn read(&mut self, quantity: Quantity, text: &str) -> bool {
@@ -499,16 +487,12 @@ impl Counts for ChatCounts {
             ..Settled::default()
         };
         let mut usage = Usage::new();
-<<<<<<< HEAD
-        settled.is_inconsistent = !self.settle_tokens(operation, &mut usage);
-=======
         let inferred = self.with_inferred_output(operation);
         settled.is_estimated = inferred.is_some();
         let counts = inferred.as_ref().unwrap_or(self);
         settled.is_inconsistent = !counts.settle_tokens(operation, &mut usage);
         settled.is_lacking =
             generates_text(operation) && counts.input.is_some() != counts.output.is_some();
->>>>>>> provider
         set_known(&mut usage, Unit::AudioSecond, self.audio_seconds);
         set_known(&mut usage, Unit::Search, self.searches);
         set_known(&mut usage, Unit::BillableUnit, self.search_units);
@@ -622,13 +606,7 @@ impl ChatCounts {
                         }
                         _ => {}
                     });
-<<<<<<< HEAD
-                    if let Some(model) = model
-                        && breakdown.len() < BREAKDOWN_MODELS_MAX
-                    {
-=======
                     if let Some(model) = model {
->>>>>>> provider
                         breakdown.push((model, counts));
                     }
                 });
@@ -638,8 +616,6 @@ impl ChatCounts {
         is_object
     }
 
-<<<<<<< HEAD
-=======
     /// The same counts with the output that the total leaves over, where none is stated: the
     /// legacy completions omit it when it is zero.
     fn with_inferred_output(&self, operation: Operation) -> Option<ChatCounts> {
@@ -652,7 +628,6 @@ impl ChatCounts {
         })
     }
 
->>>>>>> provider
     fn settle_breakdown(&self, operation: Operation) -> Vec<Part> {
         let mut parts: Vec<Part> = Vec::new();
         for (model, counts) in &self.breakdown {

@@ -178,12 +178,9 @@ pub(crate) struct Settled {
     pub(crate) parts: Vec<Part>,
     /// Whether some parts exceeded their whole.
     pub(crate) is_inconsistent: bool,
-<<<<<<< HEAD
-=======
     /// Whether input or output is missing where there must be both: the parts are not all that
     /// was consumed.
     pub(crate) is_lacking: bool,
->>>>>>> provider
     /// Whether a quantity was inferred.
     pub(crate) is_estimated: bool,
     /// The cost, if stated.
@@ -223,27 +220,17 @@ impl<C: Counts> ResponseMeter<C> {
         let framing = if operation.is_control() && status < 400 {
             Framing::Opaque
         } else {
-<<<<<<< HEAD
-            Framing::of(head)
-=======
             Framing::of(head, operation)
->>>>>>> provider
         };
         ResponseMeter {
             source: Source {
                 framing,
                 decoder: Decoder::new(),
-<<<<<<< HEAD
-                picker: Picker::new(table.paths),
-                data_start: [0; DONE.len()],
-                data_bytes: 0,
-=======
                 documents: Documents {
                     picker: Picker::new(table.paths),
                     start: [0; DONE.len()],
                     length: 0,
                 },
->>>>>>> provider
             },
             answer: Answer {
                 rows: table.rows,
@@ -266,11 +253,7 @@ impl<C: Counts> ResponseMeter<C> {
                 searches: 0,
                 failure: None,
                 ending: Ending::Open,
-<<<<<<< HEAD
-                is_streamed: false,
-=======
                 is_streamed: framing == Framing::Undecided(Text::Events),
->>>>>>> provider
                 is_token_seen: false,
                 is_filtered: false,
                 is_usage_final: true,
@@ -319,12 +302,6 @@ const DONE: &[u8; 6] = b"[DONE]";
 struct Source {
     framing: Framing,
     decoder: Decoder,
-<<<<<<< HEAD
-    picker: Picker,
-    /// The first bytes of the event's data.
-    data_start: [u8; DONE.len()],
-    data_bytes: usize,
-=======
     documents: Documents,
 }
 
@@ -334,7 +311,6 @@ struct Documents {
     /// The first bytes of the event's data, and how many there are in all.
     start: [u8; DONE.len()],
     length: usize,
->>>>>>> provider
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -355,11 +331,7 @@ enum Text {
 }
 
 impl Framing {
-<<<<<<< HEAD
-    fn of(head: ResponseHead<'_>) -> Framing {
-=======
     fn of(head: ResponseHead<'_>, operation: Operation) -> Framing {
->>>>>>> provider
         let content_type = head.headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
         let Some(content_type) = content_type else {
             return Framing::Undecided(Text::Json);
@@ -373,13 +345,10 @@ impl Framing {
         match essence.as_slice() {
             b"text/event-stream" => Framing::Undecided(Text::Events),
             essence if essence.ends_with(b"json") => Framing::Undecided(Text::Json),
-<<<<<<< HEAD
-=======
             // Some servers send JSON or events as plain text; a transcript is plain text.
             b"text/plain" if operation != Operation::Transcription => {
                 Framing::Undecided(Text::Json)
             }
->>>>>>> provider
             essence if essence.starts_with(b"text/") => Framing::Undecided(Text::Other),
             _ => Framing::Opaque,
         }
@@ -416,23 +385,6 @@ impl Source {
                 answer.is_streamed = self.framing == Framing::Events;
             }
         }
-<<<<<<< HEAD
-        match self.framing {
-            Framing::Json => self
-                .picker
-                .push(bytes, &mut |index, found| answer.found(index, found)),
-            Framing::Events => {
-                let Source {
-                    decoder,
-                    picker,
-                    data_start,
-                    data_bytes,
-                    ..
-                } = self;
-                decoder.push(bytes, &mut |piece| {
-                    answer.piece(piece, picker, data_start, data_bytes);
-                });
-=======
         let Source {
             framing,
             decoder,
@@ -442,43 +394,11 @@ impl Source {
             Framing::Json => documents.push(bytes, answer),
             Framing::Events => {
                 decoder.push(bytes, &mut |piece| documents.piece(piece, answer));
->>>>>>> provider
             }
             Framing::Opaque | Framing::Undecided(_) => {}
         }
     }
 
-<<<<<<< HEAD
-    fn end<C: Counts>(mut self, end: End, answer: &mut Answer<C>) {
-        match self.framing {
-            Framing::Json => {
-                let status = self
-                    .picker
-                    .end(&mut |index, found| answer.found(index, found));
-                if status == Status::Complete {
-                    answer.ending = Ending::Marked;
-                }
-                // Half a document is a fault only where the whole of it came.
-                let is_cut = status == Status::Partial && end != End::Complete;
-                answer.document_ended(if is_cut { Status::Empty } else { status });
-            }
-            // The last event may lack its blank line, or be half of one.
-            Framing::Events => {
-                let Source {
-                    decoder,
-                    picker,
-                    data_start,
-                    data_bytes,
-                    ..
-                } = &mut self;
-                let was_malformed = answer.is_malformed;
-                decoder.end(&mut |piece| answer.piece(piece, picker, data_start, data_bytes));
-                if end != End::Complete {
-                    answer.is_malformed = was_malformed;
-                }
-            }
-            Framing::Opaque | Framing::Undecided(_) => {}
-=======
     fn end<C: Counts>(self, end: End, answer: &mut Answer<C>) {
         let Source {
             framing,
@@ -540,7 +460,6 @@ impl Documents {
                     answer.document_ended(status);
                 }
             }
->>>>>>> provider
         }
     }
 }
@@ -639,47 +558,6 @@ fn replace(known: &mut Option<String>, text: &[u8]) {
 }
 
 impl<C: Counts> Answer<C> {
-<<<<<<< HEAD
-    fn piece(
-        &mut self,
-        piece: Piece<'_>,
-        picker: &mut Picker,
-        data_start: &mut [u8; DONE.len()],
-        data_bytes: &mut usize,
-    ) {
-        match piece {
-            Piece::Name(name) => {
-                if name == b"error" {
-                    self.event.is_own_error = true;
-                    self.event.is_used = true;
-                }
-            }
-            Piece::Data(bytes) => {
-                if let Some(free) = data_start.get_mut(*data_bytes..) {
-                    for (slot, byte) in free.iter_mut().zip(bytes) {
-                        *slot = *byte;
-                    }
-                }
-                *data_bytes += bytes.len();
-                picker.push(bytes, &mut |index, found| self.found(index, found));
-            }
-            Piece::End => {
-                let status = picker.end(&mut |index, found| self.found(index, found));
-                picker.reset();
-                let is_done = *data_bytes >= DONE.len() && data_start == DONE;
-                *data_bytes = 0;
-                if is_done {
-                    self.ending = Ending::Marked;
-                    self.document_ended(Status::Empty);
-                } else {
-                    self.document_ended(status);
-                }
-            }
-        }
-    }
-
-=======
->>>>>>> provider
     fn found(&mut self, index: usize, found: Found<'_>) {
         let Some((field, _)) = self.rows.get(index) else {
             return;
@@ -769,11 +647,7 @@ impl<C: Counts> Answer<C> {
             Field::OwnType => {
                 replace(&mut event.own.kind, text);
                 if text == b"\"error\"" {
-<<<<<<< HEAD
-                    event.is_own_error = true;
-=======
                     event.own_error_found();
->>>>>>> provider
                 }
             }
             Field::Images
@@ -823,14 +697,7 @@ impl<C: Counts> Answer<C> {
     /// What the type of an event says, with its quotes.
     fn type_found(&mut self, text: &[u8]) {
         match text {
-<<<<<<< HEAD
-            b"\"error\"" => {
-                self.event.is_used = true;
-                self.event.is_own_error = true;
-            }
-=======
             b"\"error\"" | b"\"response.error\"" => self.event.own_error_found(),
->>>>>>> provider
             b"\"message_stop\""
             | b"\"response.completed\""
             | b"\"response.incomplete\""
@@ -843,10 +710,7 @@ impl<C: Counts> Answer<C> {
                 self.images = Some(self.images.map_or(1, |images| images.saturating_add(1)));
             }
             b"\"content_block_delta\""
-<<<<<<< HEAD
-=======
             | b"\"image_generation.text_chunk\""
->>>>>>> provider
             | b"\"image_generation.partial_image\""
             | b"\"image_edit.partial_image\"" => self.is_token_seen |= self.is_streamed,
             b"\"response.output_item.added\"" => {
@@ -922,12 +786,6 @@ impl<C: Counts> Answer<C> {
         let is_answered = self.failure.is_none();
 
         let mut settled = self.counts.settle(self.operation, self.model.as_deref());
-<<<<<<< HEAD
-        self.add_tallies(&mut settled);
-        let stated_cost = settled.stated_cost.or(self.default_cost);
-        let is_usable = !settled.parts.is_empty() || stated_cost.is_some();
-
-=======
         let stated_cost = settled.stated_cost.or(self.default_cost);
         // Images are a usage by themselves, searches are not: they are billed beside tokens.
         let is_image_counted = self.operation == Operation::Image && self.images.is_some();
@@ -935,22 +793,17 @@ impl<C: Counts> Answer<C> {
         self.add_tallies(&mut settled);
 
         let is_usage_due = self.is_usage_due();
->>>>>>> provider
         let is_generation = matches!(
             self.operation,
             Operation::Chat | Operation::Completion | Operation::Responses
         );
         let is_broken_off = match end {
             End::Complete => {
-<<<<<<< HEAD
-                self.is_streamed && is_generation && is_answered && self.ending == Ending::Open
-=======
                 self.is_streamed
                     && self.ending == Ending::Open
                     && is_generation
                     && is_usage_due
                     && is_answered
->>>>>>> provider
             }
             _ => match self.ending {
                 Ending::Marked => false,
@@ -962,21 +815,14 @@ impl<C: Counts> Answer<C> {
             && self.is_streamed
             && self.status < 400
             && !(is_usable && self.is_usage_final);
-<<<<<<< HEAD
-        let is_usage_due = self.is_usage_due();
-=======
->>>>>>> provider
         let fidelity = if is_broken_off || is_usage_lost {
             Fidelity::Partial
         } else if self.is_oversize {
             Fidelity::Oversize
         } else if settled.is_inconsistent {
             Fidelity::Inconsistent
-<<<<<<< HEAD
-=======
         } else if settled.is_lacking && stated_cost.is_none() {
             Fidelity::Malformed
->>>>>>> provider
         } else if is_usable || !is_usage_due || !is_answered {
             Fidelity::Complete
         } else if self.is_malformed {
@@ -1023,15 +869,11 @@ impl<C: Counts> Answer<C> {
             }),
             model_served: self.model,
             upstream_provider: self.upstream_provider,
-<<<<<<< HEAD
-            service_tier: settled.service_tier.or(self.service_tier),
-=======
             // `auto` is what was asked for, until the tier is decided.
             service_tier: settled
                 .service_tier
                 .or(self.service_tier)
                 .filter(|tier| tier != "auto"),
->>>>>>> provider
             region: settled.region,
             provider_request_id: self.header_request_id.or(self.request_id),
             parts: settled.parts,
@@ -1066,14 +908,11 @@ impl<C: Counts> Answer<C> {
 }
 
 impl Event {
-<<<<<<< HEAD
-=======
     fn own_error_found(&mut self) {
         self.is_used = true;
         self.is_own_error = true;
     }
 
->>>>>>> provider
     fn item_ended(&mut self) {
         if let Some(item) = self.item.take()
             && item.is_search_call
@@ -1138,8 +977,6 @@ const ERROR_ROWS: &[Row] = &[
     (Field::OwnMessage, &[Key("detail")]),
     (Field::RequestId, &[Key("request_id")]),
 ];
-<<<<<<< HEAD
-=======
 
 #[cfg(test)]
 mod tests {
@@ -1260,4 +1097,3 @@ mod tests {
         assert_eq!(events.push(event), None);
     }
 }
->>>>>>> provider
