@@ -16,6 +16,7 @@ mod drain;
 mod exposition;
 mod golden;
 mod journal;
+mod layering;
 mod misbehaviour;
 mod prices;
 mod providers;
