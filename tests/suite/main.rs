@@ -6,6 +6,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
+    clippy::string_slice,
     reason = "a test fails by panicking"
 )]
 
@@ -25,4 +26,5 @@ mod report;
 mod rewrite;
 mod store;
 mod support;
+mod tls;
 mod wire;
