@@ -29,3 +29,6 @@ pub mod store;
 
 // 6. Traffic.
 pub mod proxy;
+
+// 8. Rim.
+pub mod demo;

@@ -1,0 +1,4 @@
+//! `taffrail demo`: the whole product on one machine, with no key and no server.
+
+pub mod dice;
+pub mod lookalike;
