@@ -24,11 +24,18 @@ pub mod price;
 // 5. Records.
 pub mod clock;
 pub mod journal;
+pub mod ledger;
 pub mod metrics;
 pub mod store;
 
 // 6. Traffic.
 pub mod proxy;
 
-// 8. Rim.
+// 8. The rim.
+pub mod admin;
+pub mod check;
+pub mod cli;
+pub mod config;
 pub mod demo;
+pub mod report;
+pub mod telemetry;

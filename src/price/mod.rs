@@ -1,1 +1,346 @@
-//! The price book: usage in, exact dollars out. Pure.
+//! The price book: a usage in, exact dollars out.
+//!
+//! Pure: the catalogue is built in, the user's overlay comes in as text, and the time is an
+//! argument. A cost is never guessed: a model or a quantity without a price gives no cost and
+//! says what is missing, and a price of zero is a price. What a provider states as its own cost
+//! wins over this book; that is decided by the caller.
+//!
+//! `catalog` reads price lists, `rates` holds the arithmetic, `names` says which name stands for
+//! which. For people: docs/prices.md.
+
+mod catalog;
+mod names;
+mod rates;
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+
+use crate::money::Usd;
+use crate::record::UnpricedReason;
+use crate::usage::{Unit, Usage};
+
+use catalog::{Entry, Key, ProviderEntries, Reader};
+pub use catalog::{OverlayError, Problem};
+use rates::Terms;
+pub use rates::{ModelPrices, Price, Rate, is_priced_per_million};
+
+/// The name of an overlay's entry that prices every model of its provider that is not listed.
+pub const ANY_MODEL: &str = "*";
+
+/// How many names may point to one another before one has prices; more is a circle.
+const SAME_AS_HOPS_MAX: usize = 4;
+
+/// What is to be priced.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// The provider's name: route, configuration key and label alike.
+    pub provider: &'a str,
+    /// The model, as served if that is known.
+    pub model: &'a str,
+    /// What was consumed.
+    pub usage: &'a Usage,
+    /// The tier that is billed, in the provider's own word; `None` is the standard one.
+    pub service_tier: Option<&'a str>,
+    /// A region that changes the price (`us`).
+    pub region: Option<&'a str>,
+    /// Size and quality of an image (`1024x1024/hd`), or resolution of a video.
+    pub image_variant: Option<&'a str>,
+    /// When the request started.
+    pub at: DateTime<Utc>,
+}
+
+/// The answer to a [`Query`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Priced {
+    /// The cost; `None` is unknown, or an empty usage.
+    pub cost: Option<Usd>,
+    /// The version of the book, for the record.
+    pub version: Arc<str>,
+    /// What has no price; `None` beside a cost, and for an empty usage.
+    pub missing: Option<Missing>,
+    /// Whether a rate stood in for one that is not listed, so that the cost is an estimate.
+    pub estimated: bool,
+}
+
+/// What has no price.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// The model is not listed for the provider, or not yet sold at the time.
+    Model,
+    /// The model is listed, a quantity that was used is not, or is negative.
+    Unit(Unit),
+}
+
+impl Missing {
+    /// The reason in records and metrics.
+    pub const fn reason(self) -> UnpricedReason {
+        match self {
+            Missing::Model => UnpricedReason::ModelUnknown,
+            Missing::Unit(_) => UnpricedReason::PriceMissing,
+        }
+    }
+}
+
+/// A model in the book.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelEntry<'a> {
+    /// Its name at the provider.
+    pub name: &'a str,
+    /// The name of the model that it costs the same as, if that is how it is listed.
+    pub same_as: Option<&'a str>,
+    /// What it costs.
+    pub prices: &'a ModelPrices,
+}
+
+#[derive(Debug, Clone, Default)]
+struct ProviderPrices {
+    falls_back_to: Vec<Box<str>>,
+    models: HashMap<Box<str>, Entry>,
+}
+
+/// Prices of models by provider; immutable, so that one can be swapped for another.
+#[derive(Debug, Clone)]
+pub struct PriceBook {
+    version: Arc<str>,
+    providers: HashMap<Box<str>, ProviderPrices>,
+}
+
+impl PriceBook {
+    /// The catalogue that is built in.
+    pub fn embedded() -> PriceBook {
+        #[expect(
+            clippy::expect_used,
+            reason = "the text is a constant, and a test reads it"
+        )]
+        let (version, entries) =
+            catalog::read_catalogue(catalog::EMBEDDED).expect("the embedded catalogue is valid");
+        let mut book = PriceBook {
+            version: version.into(),
+            providers: HashMap::new(),
+        };
+        book.insert(entries);
+        book
+    }
+
+    /// This book with the user's prices over it; they replace a model's prices as a whole.
+    ///
+    /// # Errors
+    /// Every key of the text that is not accepted, at once.
+    pub fn with_overlay(mut self, text: &str) -> Result<PriceBook, OverlayError> {
+        let entries = catalog::read_overlay(text)?;
+        let mut names: Vec<(String, String)> = Vec::new();
+        for provider in &entries {
+            for (model, entry) in &provider.models {
+                if matches!(entry, Entry::SameAs(_)) {
+                    names.push((provider.name.clone(), model.clone()));
+                }
+            }
+        }
+        let is_empty = entries.iter().all(|provider| provider.models.is_empty());
+        self.insert(entries);
+        let mut reader = Reader::default();
+        for (provider, model) in &names {
+            if self.known(provider, model, SAME_AS_HOPS_MAX).is_none() {
+                let root = Key::ROOT;
+                let models = root.then("models");
+                let provider = models.then(provider);
+                reader.problem(
+                    &provider.then(model),
+                    "leads to no listed model",
+                    "the name of a model of this provider in the catalogue or this file",
+                );
+            }
+        }
+        reader.finish(())?;
+        if !is_empty {
+            self.version = versioned(&self.version, text);
+        }
+        Ok(self)
+    }
+
+    /// This book with a provider's own price list over it, as fetched from its API. `version`
+    /// is the list's content or revision; a hash of it becomes part of the book's version.
+    #[must_use]
+    pub fn with_models(
+        mut self,
+        provider: &str,
+        models: impl IntoIterator<Item = (String, ModelPrices)>,
+        version: &str,
+    ) -> PriceBook {
+        let models = models
+            .into_iter()
+            .map(|(name, prices)| (name, Entry::Prices(Arc::new(prices))));
+        self.insert(vec![ProviderEntries {
+            name: provider.to_owned(),
+            falls_back_to: Vec::new(),
+            models: models.collect(),
+        }]);
+        self.version = versioned(&self.version, version);
+        self
+    }
+
+    fn insert(&mut self, entries: Vec<ProviderEntries>) {
+        for provider in entries {
+            // What was charged before a dated price of the new list begins stays as it was.
+            let models: Vec<(String, Entry)> = provider
+                .models
+                .into_iter()
+                .map(|(name, entry)| match entry {
+                    Entry::Prices(new) if !new.prices.iter().any(Price::always_holds) => {
+                        let old = self.known(&provider.name, &name, SAME_AS_HOPS_MAX);
+                        let old = old.map(|(prices, _)| prices);
+                        let entry = Entry::Prices(following(old, &new));
+                        (name, entry)
+                    }
+                    entry => (name, entry),
+                })
+                .collect();
+            let listed = self.providers.entry(provider.name.into()).or_default();
+            listed.falls_back_to.extend(provider.falls_back_to);
+            let models = models
+                .into_iter()
+                .map(|(name, entry)| (name.into_boxed_str(), entry));
+            listed.models.extend(models);
+        }
+    }
+
+    /// What names the prices of this book: the catalogue's date and hash, and a hash of each
+    /// list laid over it.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Prices a usage. Does not allocate when the model is listed under its exact name.
+    pub fn price(&self, query: &Query<'_>) -> Priced {
+        let mut priced = Priced {
+            cost: None,
+            version: Arc::clone(&self.version),
+            missing: None,
+            estimated: false,
+        };
+        if query.usage.is_empty() {
+            return priced;
+        }
+        let found = self.find(query.provider, query.model);
+        let price =
+            found.and_then(|(prices, is_stand_in)| Some((prices.at(query.at)?, is_stand_in)));
+        let Some((price, is_stand_in)) = price else {
+            priced.missing = Some(Missing::Model);
+            return priced;
+        };
+        let terms = Terms {
+            service_tier: query.service_tier,
+            region: query.region,
+            variant: query.image_variant,
+        };
+        match price.cost(query.usage, terms) {
+            Ok(cost) => {
+                priced.cost = Some(Usd::new(cost.dollars));
+                priced.estimated = cost.estimated || is_stand_in;
+            }
+            Err(unit) => priced.missing = Some(Missing::Unit(unit)),
+        }
+        priced
+    }
+
+    /// The prices of a model, if one is listed for its name or for a name that it stands for.
+    pub fn prices(&self, provider: &str, model: &str) -> Option<&ModelPrices> {
+        self.find(provider, model).map(|(prices, _)| prices)
+    }
+
+    /// The providers, by name.
+    pub fn providers(&self) -> impl Iterator<Item = &str> {
+        let mut names: Vec<&str> = self.providers.keys().map(|name| &**name).collect();
+        names.sort_unstable();
+        names.into_iter()
+    }
+
+    /// The models that are listed for a provider, by name.
+    pub fn models(&self, provider: &str) -> impl Iterator<Item = ModelEntry<'_>> {
+        let listed = self.providers.get_key_value(provider);
+        let mut entries: Vec<ModelEntry<'_>> = listed
+            .into_iter()
+            .flat_map(|(provider, listed)| {
+                listed.models.iter().filter_map(|(name, entry)| {
+                    Some(ModelEntry {
+                        name,
+                        same_as: match entry {
+                            Entry::Prices(_) => None,
+                            Entry::SameAs(name) => Some(name),
+                        },
+                        prices: self.known(provider, name, SAME_AS_HOPS_MAX)?.0,
+                    })
+                })
+            })
+            .collect();
+        entries.sort_unstable_by_key(|entry| entry.name);
+        entries.into_iter()
+    }
+
+    /// The prices that a model is charged at, and whether they are an estimate.
+    fn find(&self, provider: &str, model: &str) -> Option<(&ModelPrices, bool)> {
+        self.known(provider, model, SAME_AS_HOPS_MAX).or_else(|| {
+            match self.providers.get(provider)?.models.get(ANY_MODEL)? {
+                Entry::Prices(prices) => Some((&**prices, false)),
+                Entry::SameAs(name) => self.known(provider, name, SAME_AS_HOPS_MAX),
+            }
+        })
+    }
+
+    /// The prices under that name, or under the name that it stands for.
+    fn known(&self, provider: &str, model: &str, hops: usize) -> Option<(&ModelPrices, bool)> {
+        if let Some(found) = self.listed(provider, model, hops) {
+            return Some(found);
+        }
+        let snapshot = |name| {
+            let stem = names::without_snapshot(name)?;
+            self.listed(provider, stem, hops)
+        };
+        let either = |name| self.listed(provider, name, hops).or_else(|| snapshot(name));
+        if model.starts_with("ft:") {
+            return either(names::fine_tuned_base(model)?);
+        }
+        if provider == "openrouter"
+            && let Some(routed) = names::without_routing(model)
+        {
+            return either(routed).map(|(prices, _)| (prices, true));
+        }
+        snapshot(model)
+    }
+
+    /// The prices under exactly that name, of the provider or of one whose prices it charges.
+    fn listed(&self, provider: &str, model: &str, hops: usize) -> Option<(&ModelPrices, bool)> {
+        let listed = self.providers.get(provider)?;
+        match listed.models.get(model) {
+            Some(Entry::Prices(prices)) => Some((prices, false)),
+            Some(Entry::SameAs(name)) => self.known(provider, name, hops.checked_sub(1)?),
+            None => {
+                let hops = hops.checked_sub(1)?;
+                let mut others = listed.falls_back_to.iter();
+                others.find_map(|other| self.listed(other, model, hops))
+            }
+        }
+    }
+}
+
+/// `new`, preceded by `old` for the times before its first price and outside its hours.
+fn following(old: Option<&ModelPrices>, new: &ModelPrices) -> Arc<ModelPrices> {
+    let old = old.into_iter().flat_map(ModelPrices::all);
+    Arc::new(ModelPrices {
+        prices: old.chain(new.all()).cloned().collect(),
+    })
+}
+
+/// The version of a book of version `base` with `text` laid over it.
+fn versioned(base: &str, text: &str) -> Arc<str> {
+    let mut version = format!("{base}+");
+    for byte in Sha256::digest(text.as_bytes()).iter().take(4) {
+        // Writing to a String cannot fail.
+        write!(version, "{byte:02x}").unwrap_or_default();
+    }
+    version.into()
+}

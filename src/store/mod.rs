@@ -1,1 +1,278 @@
-//! Stores: where rows live, and the drain that fills them from the journal.
+//! The store: where settled records become rows, and where `taffrail usage` and `taffrail logs`
+//! read them.
+//!
+//! Records go in by [`Store::apply`], in batches: one transaction inserts those whose id is new
+//! and feeds the hour and day sums from exactly those, so that a batch may be replayed, overlap
+//! another or hold a record twice, and the sums still equal the sums over the rows. Rows and
+//! sums come out by [`Store::usage`] and [`Store::logs`].
+//!
+//! A store is never on the path of a request: only [`drain`] writes, and it can wait. Errors are
+//! told apart by what the caller does about them: wait, split the batch, hold, or stop.
+
+pub mod drain;
+mod query;
+mod row;
+mod sqlite;
+mod sum;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::record::UsageRecord;
+
+pub use query::{Dimension, LogQuery, ParseDimensionError, Totals, UsageQuery, UsageRow};
+pub use row::{COLUMNS, Kind, LogRow, Rejection, TEXT_BYTES_MAX, TOKEN_COLUMNS, Value};
+pub use sqlite::Sqlite;
+pub use sum::{DecimalSum, ParseSumError};
+
+/// The most rows that one statement inserts: enough to spread the cost of a statement, few
+/// enough to stay far below the limit of 32,766 parameters.
+const ROWS_PER_STATEMENT: usize = 50;
+
+/// Where rows are kept.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The database: `sqlite://` and the path of its file, which is created with its folder when
+    /// the server starts.
+    pub url: String,
+    /// Whether the server brings the schema up to date when it starts. Without it, run
+    /// `taffrail migrate` after an update.
+    pub migrate: bool,
+    /// How long a statement waits for another process that holds the database, before the batch
+    /// is tried again later.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub busy_timeout: Duration,
+    /// How records move from the journal to the store.
+    pub drain: drain::Config,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            url: "sqlite://./taffrail-data/taffrail.db".to_owned(),
+            migrate: true,
+            busy_timeout: Duration::from_secs(5),
+            drain: drain::Config::default(),
+        }
+    }
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Rows inserted.
+    pub stored: u64,
+    /// Records whose id was there already, in the store or earlier in the batch.
+    pub duplicates: u64,
+    /// Records that cannot be rows: their index in the batch, and why.
+    pub rejected: Vec<(usize, Rejection)>,
+}
+
+/// Why a store did not do what was asked; variants by what the caller does about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Stop: the configuration cannot work.
+    #[error("cannot use `store.url`: {0}")]
+    Config(String),
+    /// Stop: there is nothing to read yet.
+    #[error(
+        "no database at {} yet: start `taffrail run`, which creates it, or point `store.url` at \
+         the one to read", .0.display()
+    )]
+    Missing(PathBuf),
+    /// Try again later: the store is busy, unreachable or out of space.
+    #[error("the store is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// Split the batch: it holds a record that the store cannot take.
+    #[error("the store refuses the batch: {0}")]
+    Rejected(String),
+    /// Hold and call a human: the schema is not this version's, or the database is damaged.
+    #[error("the store cannot be used until it is mended: {0}")]
+    Unusable(String),
+    /// Ask for another row.
+    #[error("no row has the id {0}")]
+    UnknownRow(Uuid),
+}
+
+impl StoreError {
+    /// Whether the same call can succeed later without anyone's help.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, StoreError::Unavailable(_))
+    }
+}
+
+/// A store of one kind or another.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// A file on this machine.
+    Sqlite(Sqlite),
+}
+
+impl Store {
+    /// Opens the store for writing; creates it and brings its schema up to date if `config` says
+    /// so.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Config`], [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    pub async fn open(config: &Config) -> Result<Store, StoreError> {
+        let path = sqlite_path(&config.url)?;
+        Sqlite::open(path, config).await.map(Store::Sqlite)
+    }
+
+    /// Opens the store for reading beside a server that writes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`], and [`StoreError::Missing`] if there is no database yet.
+    pub async fn open_read_only(config: &Config) -> Result<Store, StoreError> {
+        let path = sqlite_path(&config.url)?;
+        Sqlite::open_read_only(path, config)
+            .await
+            .map(Store::Sqlite)
+    }
+
+    /// Brings the schema up to date, for `taffrail migrate`; creates the store if need be.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`].
+    pub async fn migrate(config: &Config) -> Result<(), StoreError> {
+        let config = Config {
+            migrate: true,
+            ..config.clone()
+        };
+        Store::open(&config).await?.close().await;
+        Ok(())
+    }
+
+    /// Inserts the records whose id is new and adds them to the sums, in one transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::Rejected`] or [`StoreError::Unusable`]; nothing
+    /// has been applied then, unless a connection broke while it committed: applying the batch
+    /// again is right in any case.
+    pub async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.apply(records).await,
+        }
+    }
+
+    /// What was spent, by group, in no particular order. Groups without requests are absent.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.usage(query).await,
+        }
+    }
+
+    /// The detailed rows, newest `started_at` first, rows of one moment by falling id.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::UnknownRow`] if `query.before` is not the id of a row,
+    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    pub async fn logs(&self, query: &LogQuery) -> Result<Vec<LogRow>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.logs(query).await,
+        }
+    }
+
+    /// The attribution labels in use, sorted.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    pub async fn attribution_labels(&self) -> Result<Vec<String>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.attribution_labels().await,
+        }
+    }
+
+    /// Whether the store answers.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        match self {
+            Store::Sqlite(store) => store.ping().await,
+        }
+    }
+
+    /// The kind of store and where it is, without credentials.
+    pub fn description(&self) -> String {
+        match self {
+            Store::Sqlite(store) => store.description(),
+        }
+    }
+
+    /// Closes the connections; what was committed is safe without it.
+    pub async fn close(&self) {
+        match self {
+            Store::Sqlite(store) => store.close().await,
+        }
+    }
+}
+
+/// The file of a SQLite URL.
+fn sqlite_path(url: &str) -> Result<PathBuf, StoreError> {
+    const ACCEPTED: &str = "accepted is sqlite://PATH, as in sqlite://./taffrail-data/taffrail.db";
+    // The scheme alone is quoted: the rest of a URL can hold a password.
+    let Some((scheme, path)) = url.split_once("://") else {
+        return Err(StoreError::Config(format!("it has no scheme; {ACCEPTED}")));
+    };
+    if scheme != "sqlite" {
+        let problem = format!("`{scheme}://` is not a kind of store of this build; {ACCEPTED}");
+        return Err(StoreError::Config(problem));
+    }
+    if path.is_empty() || path.starts_with(':') || path.contains('?') {
+        let problem = format!("it does not name a file; {ACCEPTED}");
+        return Err(StoreError::Config(problem));
+    }
+    Ok(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_a_file_or_says_what_is_accepted() {
+        assert_eq!(
+            sqlite_path("sqlite://./a b/c.db").unwrap(),
+            PathBuf::from("./a b/c.db")
+        );
+        assert_eq!(
+            sqlite_path("sqlite:///var/lib/t.db").unwrap(),
+            PathBuf::from("/var/lib/t.db")
+        );
+        for url in [
+            "",
+            "taffrail.db",
+            "sqlite://",
+            "sqlite://:memory:",
+            "sqlite://a?mode=rw",
+            "mysql://root:hunter2@db/x",
+        ] {
+            let error = sqlite_path(url).unwrap_err().to_string();
+            assert!(error.contains("accepted is sqlite://PATH"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_default_is_readable_as_a_file() {
+        let config: Config = serde_json::from_str("{}").unwrap();
+        assert_eq!(config, Config::default());
+        assert!(sqlite_path(&config.url).is_ok());
+    }
+}

@@ -1,0 +1,16 @@
+-- Asynchronous jobs whose two ends may be seen by two processes. The key is the gate against a
+-- second row for one job; the first terminal half wins. Halves are json.
+create table api_jobs (
+    provider               text    not null,
+    job_id                 text    not null,
+    id                     text    not null unique, -- of the job's row in api_usage_logs
+    submitted_at           text,
+    ended_at               text,
+    submit_half            text,
+    end_half               text,
+    recorded_at            text,                    -- null while the job is open
+    updated_at             text    not null,
+    primary key (provider, job_id)
+) strict, without rowid;
+
+create index api_jobs_open on api_jobs (updated_at) where recorded_at is null;

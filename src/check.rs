@@ -1,0 +1,454 @@
+//! `taffrail check` and `taffrail healthcheck`: whether the configuration works out here and now.
+//!
+//! In: a configuration that loaded. Out: one item per thing that the server needs, with what is
+//! wrong and how to mend it. Nothing is changed but for the journal's directory, which is made as
+//! the server would make it; no request goes to a provider.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::config::{BUILT_IN_PROVIDERS, Config, Role};
+
+/// How long an upstream may take to be resolved, connected to and shaken hands with.
+const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a listener on this machine may take to answer.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest answer that is read from a listener on this machine.
+const LOCAL_BODY_BYTES_MAX: usize = 64 * 1024;
+/// The path of the liveness probe.
+const HEALTHY_PATH: &str = "/-/healthy";
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// The server would not work.
+    Fail,
+    /// Not needed, or not known to be needed.
+    Skip,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Status::Ok => "ok",
+            Status::Fail => "FAIL",
+            Status::Skip => "skip",
+        })
+    }
+}
+
+/// One thing that was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// How it ended.
+    pub status: Status,
+    /// What was tried: a key, or the name of an upstream.
+    pub name: String,
+    /// What was found, and for a failure how to mend it.
+    pub detail: String,
+}
+
+impl Item {
+    /// A check of that name, ok or failed.
+    pub fn of(name: impl Into<String>, result: Result<String, String>) -> Item {
+        let (status, detail) = match result {
+            Ok(detail) => (Status::Ok, detail),
+            Err(detail) => (Status::Fail, detail),
+        };
+        Item {
+            status,
+            name: name.into(),
+            detail,
+        }
+    }
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:4} {:24} {}", self.status, self.name, self.detail)
+    }
+}
+
+/// Whether every item is ok or needless.
+pub fn passed(items: &[Item]) -> bool {
+    items.iter().all(|item| item.status != Status::Fail)
+}
+
+/// Tries out a configuration. `store` is what opening the store came to, since only its own part
+/// knows how: its description, or what is wrong.
+pub async fn check(config: &Config, store: Result<String, String>) -> Vec<Item> {
+    // It would not be here if it did not hold.
+    let mut items = vec![Item::of("configuration", Ok("holds".to_owned()))];
+    items.push(Item::of("admin.listen", admin_port(config).await));
+    if config.role == Role::Exporter {
+        let detail = "the role is exporter, which relays no traffic".to_owned();
+        for name in ["proxy.listen", "journal.dir", "upstreams"] {
+            items.push(Item {
+                status: Status::Skip,
+                name: name.to_owned(),
+                detail: detail.clone(),
+            });
+        }
+    } else {
+        items.push(Item::of(
+            "proxy.listen",
+            proxy_port(config.proxy.listen).await,
+        ));
+        if let Some(address) = config.proxy.tls_listen {
+            items.push(Item::of("proxy.tls_listen", free_port(address).await));
+        }
+        items.push(Item::of("journal.dir", journal_dir(&config.journal.dir)));
+    }
+    items.push(Item::of("store.url", store));
+    if config.role != Role::Exporter {
+        items.extend(upstreams(config).await);
+    }
+    items
+}
+
+/// Asks the admin listener of this machine whether the server is healthy.
+///
+/// # Errors
+/// What was found instead, in a line.
+pub async fn healthcheck(admin_listen: SocketAddr) -> Result<(), String> {
+    let address = reachable(admin_listen);
+    match get(address, HEALTHY_PATH).await {
+        Ok((http::StatusCode::OK, _)) => Ok(()),
+        Ok((status, _)) => Err(format!("http://{address}{HEALTHY_PATH} answers {status}")),
+        Err(error) => Err(format!("http://{address}{HEALTHY_PATH}: {error}")),
+    }
+}
+
+/// Where a listener can be reached from this machine.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// A request to a listener on this machine.
+async fn get(address: SocketAddr, path: &str) -> Result<(http::StatusCode, Bytes), String> {
+    let exchange = async {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|e| e.to_string())?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
+        let request = http::Request::get(path)
+            .header(http::header::HOST, address.to_string())
+            .header(http::header::CONNECTION, "close")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| error.to_string())?;
+        let answer = async {
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|e| e.to_string())?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), LOCAL_BODY_BYTES_MAX);
+            let body = body.collect().await.map_err(|error| error.to_string())?;
+            Ok((status, body.to_bytes()))
+        };
+        // The connection does the work; the answer ends it.
+        tokio::select! {
+            answer = answer => answer,
+            error = async {
+                match connection.await {
+                    Ok(()) => std::future::pending().await,
+                    Err(error) => error.to_string(),
+                }
+            } => Err(error),
+        }
+    };
+    timeout(LOCAL_TIMEOUT, exchange)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer in {LOCAL_TIMEOUT:?}")))
+}
+
+async fn admin_port(config: &Config) -> Result<String, String> {
+    let address = config.admin.listen;
+    match free_port(address).await {
+        Ok(free) => Ok(free),
+        Err(taken) => match healthcheck(address).await {
+            Ok(()) => Ok(format!("{address} is served by Taffrail already")),
+            Err(_) => Err(taken),
+        },
+    }
+}
+
+async fn proxy_port(address: SocketAddr) -> Result<String, String> {
+    let taken = match free_port(address).await {
+        Ok(free) => return Ok(free),
+        Err(taken) => taken,
+    };
+    // A path that names no provider is answered with the list of those that there are.
+    let is_ours = match get(reachable(address), "/").await {
+        Ok((http::StatusCode::NOT_FOUND, body)) => {
+            let answer: Option<BTreeMap<String, serde_json::Value>> =
+                serde_json::from_slice(&body).ok();
+            answer.is_some_and(|answer| {
+                let nested = answer.get("error").and_then(|error| error.get("providers"));
+                answer.contains_key("providers") || nested.is_some()
+            })
+        }
+        _ => false,
+    };
+    if is_ours {
+        Ok(format!("{address} is served by Taffrail already"))
+    } else {
+        Err(taken)
+    }
+}
+
+async fn free_port(address: SocketAddr) -> Result<String, String> {
+    let mend = match TcpListener::bind(address).await {
+        Ok(_listener) => return Ok(format!("{address} is free")),
+        Err(error) => match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another process has it: stop that one or choose another port".to_owned()
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "this machine has no such address: use one it has, or 0.0.0.0".to_owned()
+            }
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need a privilege: choose a higher one".to_owned()
+            }
+            _ => error.to_string(),
+        },
+    };
+    Err(format!("{address} cannot be listened on, {mend}"))
+}
+
+/// Whether a file can be made, written, synced and removed in the journal's directory.
+fn journal_dir(dir: &Path) -> Result<String, String> {
+    let probe = dir.join(format!(".check-{}", std::process::id()));
+    let attempt = || -> io::Result<()> {
+        std::fs::create_dir_all(dir)?;
+        let mut file = std::fs::File::create(&probe)?;
+        file.write_all(b"taffrail check")?;
+        file.sync_all()
+    };
+    let written = attempt();
+    let removed = match std::fs::remove_file(&probe) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    match written.and(removed) {
+        Ok(()) => Ok(format!("{} is writable", dir.display())),
+        Err(error) => Err(format!(
+            "cannot write in {}: {error}; mount a writable volume there or set journal.dir",
+            dir.display()
+        )),
+    }
+}
+
+/// Every upstream that requests can go to.
+async fn upstreams(config: &Config) -> Vec<Item> {
+    let tls = match tls(config.proxy.upstream_ca_file.as_deref()) {
+        Ok(tls) => tls,
+        Err(error) => return vec![Item::of("proxy.upstream_ca_file", Err(error))],
+    };
+    // All at once: with the network down each one takes its whole timeout.
+    let mut tasks = tokio::task::JoinSet::new();
+    for (index, target) in targets(config).into_iter().enumerate() {
+        let tls = tls.clone();
+        tasks.spawn(async move {
+            let attempt = timeout(UPSTREAM_TIMEOUT, connect(&target.upstream, tls));
+            let result = attempt.await.unwrap_or_else(|_| {
+                Err(format!(
+                    "no connection in {UPSTREAM_TIMEOUT:?}; check firewall and network policy"
+                ))
+            });
+            (index, target.item(result))
+        });
+    }
+    let mut items = tasks.join_all().await;
+    items.sort_by_key(|(index, _)| *index);
+    items.into_iter().map(|(_, item)| item).collect()
+}
+
+/// An upstream that requests can go to.
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    provider: String,
+    upstream: String,
+    /// Whether the configuration names the provider, so that it is surely wanted.
+    is_named: bool,
+}
+
+impl Target {
+    fn item(self, result: Result<&'static str, String>) -> Item {
+        let (status, found) = match result {
+            Ok(found) => (Status::Ok, found.to_owned()),
+            Err(error) if self.is_named => (Status::Fail, error),
+            Err(error) => {
+                let status = Status::Skip;
+                (
+                    status,
+                    format!("{error}; matters only if you use this provider"),
+                )
+            }
+        };
+        Item {
+            status,
+            name: format!("upstream {}", self.provider),
+            detail: format!("{}: {found}", self.upstream),
+        }
+    }
+}
+
+/// Every upstream that requests can go to, by provider.
+fn targets(config: &Config) -> Vec<Target> {
+    let defaults = BUILT_IN_PROVIDERS
+        .iter()
+        .filter_map(|(name, upstream)| Some((*name, (*upstream)?)));
+    let mut upstreams: BTreeMap<&str, &str> = defaults.collect();
+    for (name, provider) in &config.providers {
+        if let Some(upstream) = &provider.upstream {
+            upstreams.insert(name, upstream);
+        }
+    }
+    let is_named = |name: &str| {
+        let mut accounts = config.accounts.iter();
+        config.providers.contains_key(name) || accounts.any(|account| account.provider == name)
+    };
+    let target = |(name, upstream): (&str, &str)| Target {
+        provider: name.to_owned(),
+        upstream: upstream.to_owned(),
+        is_named: is_named(name),
+    };
+    upstreams.into_iter().map(target).collect()
+}
+
+/// Resolves an upstream, connects to it and shakes hands.
+async fn connect(upstream: &str, tls: TlsConnector) -> Result<&'static str, String> {
+    let uri: http::Uri = upstream.parse().map_err(|_| "not a URL".to_owned())?;
+    let is_tls = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
+        .await
+        .map_err(|error| format!("the name does not resolve: {error}; check DNS"))?
+        .collect();
+    let stream = TcpStream::connect(addresses.as_slice())
+        .await
+        .map_err(|error| format!("cannot connect: {error}; check egress rules"))?;
+    if !is_tls {
+        return Ok("accepts connections, without TLS");
+    }
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| "not a host name".to_owned())?;
+    tls.connect(name, stream).await.map_err(|error| {
+        format!(
+            "TLS failed: {error}; if a proxy of your own re-signs traffic, name its authority in \
+             proxy.upstream_ca_file"
+        )
+    })?;
+    Ok("accepts connections, certificate verified")
+}
+
+/// A TLS client that trusts the public authorities and those in a file.
+fn tls(ca_file: Option<&Path>) -> Result<TlsConnector, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    if let Some(path) = ca_file {
+        let cannot = |error: &dyn fmt::Display| {
+            let path = path.display();
+            format!("cannot use {path}: {error}; it must hold certificates in PEM")
+        };
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| cannot(&e))?;
+        let mut count = 0_usize;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|error| cannot(&error))?;
+            roots.add(certificate).map_err(|error| cannot(&error))?;
+            count += 1;
+        }
+        if count == 0 {
+            return Err(cannot(&"no certificate in it"));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unspecified_address_is_reached_by_loopback() {
+        for (listen, reached) in [
+            ("0.0.0.0:10480", "127.0.0.1:10480"),
+            ("[::]:10480", "[::1]:10480"),
+            ("10.1.2.3:10480", "10.1.2.3:10480"),
+        ] {
+            assert_eq!(reachable(listen.parse().unwrap()), reached.parse().unwrap());
+        }
+    }
+
+    #[test]
+    fn an_upstream_that_nobody_asked_for_may_be_out_of_reach() {
+        let mut config = Config::default();
+        let groq = crate::config::Provider {
+            upstream: Some("http://127.0.0.1:1".to_owned()),
+            ..Default::default()
+        };
+        config.providers.insert("groq".to_owned(), groq);
+        config.accounts.push(crate::config::Account {
+            provider: "fal".to_owned(),
+            ..Default::default()
+        });
+        let failed: Vec<(String, Status)> = targets(&config)
+            .into_iter()
+            .map(|target| target.item(Err("cannot connect".to_owned())))
+            .map(|item| (item.name, item.status))
+            .collect();
+        let expected = [
+            ("upstream anthropic", Status::Skip),
+            ("upstream fal", Status::Fail),
+            ("upstream groq", Status::Fail),
+            ("upstream openai", Status::Skip),
+            ("upstream openrouter", Status::Skip),
+            ("upstream replicate", Status::Skip),
+        ];
+        assert_eq!(
+            failed,
+            expected.map(|(name, status)| (name.to_owned(), status))
+        );
+    }
+
+    #[test]
+    fn an_item_is_one_line() {
+        let item = Item::of("proxy.listen", Err("127.0.0.1:80 is taken".to_owned()));
+        assert_eq!(
+            item.to_string(),
+            "FAIL proxy.listen             127.0.0.1:80 is taken"
+        );
+        assert!(!passed(&[item]));
+    }
+}

@@ -1,0 +1,375 @@
+//! The command line: what can be asked, and what the exit codes mean. Parsing only; the wiring
+//! acts on it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::PossibleValuesParser;
+use clap::builder::TypedValueParser as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use uuid::Uuid;
+
+use crate::config::Role;
+use crate::fault::Outcome;
+
+/// The exit code of a command that did what was asked.
+pub const EXIT_OK: u8 = 0;
+/// The exit code of a command that failed, or whose answer is no.
+pub const EXIT_FAILED: u8 = 1;
+/// The exit code of a wrong command line or configuration.
+pub const EXIT_USAGE: u8 = 2;
+
+/// Rows that `taffrail logs` shows unless told otherwise.
+pub const LOG_ROWS_DEFAULT: u32 = 50;
+/// Rows that `taffrail logs --limit` can ask for.
+pub const LOG_ROWS_MAX: u32 = 10_000;
+
+const EXAMPLES: &str = "\
+Examples:
+  taffrail demo                       the whole product on this machine, without a key
+  taffrail run                        proxy on 127.0.0.1:4800, metrics on :10480
+  curl http://127.0.0.1:4800/openai/v1/models -H \"authorization: Bearer $OPENAI_API_KEY\"
+  taffrail usage --since 24h --by provider,model
+  taffrail check                      tries out configuration, ports, store and upstreams
+
+Exit codes: 0 done, 1 failed, 2 wrong command line or configuration.";
+
+/// Meters AI-provider API traffic and exposes it to Prometheus.
+#[derive(Debug, Clone, PartialEq, Parser)]
+#[command(name = "taffrail", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    /// The configuration file [env: TAFFRAIL_CONFIG] [default: taffrail.toml, if there is one].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Command {
+    /// Run the server.
+    Run(Run),
+    /// Show the whole product on this machine, with look-alike providers and no key.
+    Demo(Demo),
+    /// Show what was spent.
+    Usage(Usage),
+    /// Show the detailed rows, newest first.
+    Logs(Logs),
+    /// Look into the price book.
+    #[command(subcommand)]
+    Prices(Prices),
+    /// Try out the configuration: ports, journal, store and upstreams.
+    Check(Check),
+    /// Show the effective configuration and where each value comes from.
+    Config(Config),
+    /// Ask the server on this machine whether it is healthy.
+    Healthcheck(Healthcheck),
+}
+
+/// `taffrail run`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  taffrail run                        everything, for one machine
+  taffrail run --role sidecar         beside an application: proxy, meter, journal, drain
+  taffrail run --role exporter        once per fleet: balances, prices, retention
+
+Point an SDK at the proxy:
+  OPENAI_BASE_URL=http://127.0.0.1:4800/openai/v1
+  ANTHROPIC_BASE_URL=http://127.0.0.1:4800/anthropic
+
+SIGTERM lets requests in flight finish for proxy.shutdown_grace, then ends the server.")]
+pub struct Run {
+    /// What this process does, in place of `role` in the configuration.
+    #[arg(long, value_enum)]
+    pub role: Option<Role>,
+}
+
+/// `taffrail demo`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  taffrail demo                       until Ctrl-C
+  taffrail demo --seconds 20          ends by itself
+
+Nothing leaves this machine: the providers are look-alikes on loopback.")]
+pub struct Demo {
+    /// Seconds after which the demo ends by itself.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: Option<u64>,
+}
+
+/// `taffrail usage`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  taffrail usage                                  the last 24 hours by provider and model
+  taffrail usage --since 30d --by day             one line per day
+  taffrail usage --since 7d --by team,provider    by an attribution label
+  taffrail usage --format csv > usage.csv")]
+pub struct Usage {
+    /// How far back: a duration such as 90m, 24h or 30d.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_since)]
+    pub since: Duration,
+    /// What to group by: provider, model, operation, outcome, day, hour, key, instance,
+    /// service_tier, and attribution labels.
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "provider,model"
+    )]
+    pub by: Vec<String>,
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: TableFormat,
+}
+
+/// `taffrail logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  taffrail logs --limit 20
+  taffrail logs --outcome rate_limited --provider openai
+  taffrail logs --before 01930e3b-0000-7000-8000-000000000000     the page after that row
+  taffrail logs --all --format json | jq .cost_usd                one object a line")]
+pub struct Logs {
+    /// Rows at most, up to 10,000.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = LOG_ROWS_DEFAULT,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(LOG_ROWS_MAX)),
+        conflicts_with = "all"
+    )]
+    pub limit: u32,
+    /// All rows.
+    #[arg(long)]
+    pub all: bool,
+    /// Only rows older than the row of this id: the next page.
+    #[arg(long, value_name = "ID")]
+    pub before: Option<Uuid>,
+    /// Only rows of this provider.
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Only rows that ended like this.
+    #[arg(long, value_name = "OUTCOME", value_parser = outcome_parser())]
+    pub outcome: Option<Outcome>,
+    /// How to print them.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: TableFormat,
+}
+
+/// `taffrail prices`.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Prices {
+    /// List the prices in effect.
+    List(PricesList),
+}
+
+/// `taffrail prices list`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  taffrail prices list --provider openai
+  taffrail prices list --model gpt-4o --format json")]
+pub struct PricesList {
+    /// Only prices of this provider.
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Only models whose name contains this text.
+    #[arg(long, value_name = "TEXT")]
+    pub model: Option<String>,
+    /// How to print them.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: TableFormat,
+}
+
+/// `taffrail check`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+One line per item: ok, FAIL with what to do about it, or skip with the reason. Exit code 1 if an
+item failed, 2 if the configuration does not hold. Sends no request to a provider: upstreams are
+resolved and connected to, with TLS.
+
+Examples:
+  taffrail check
+  taffrail check --config /etc/taffrail/taffrail.toml")]
+pub struct Check {}
+
+/// `taffrail config`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Secrets are shown as [redacted]. Every key is described in docs/configuration.md.
+
+Examples:
+  taffrail config
+  TAFFRAIL_PROXY__LISTEN=127.0.0.1:4900 taffrail config | grep listen
+  taffrail config --format json | jq '.\"store.url\".origin'")]
+pub struct Config {
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ConfigFormat,
+}
+
+/// `taffrail healthcheck`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+For images without a shell. Asks /-/healthy of the admin listener that the configuration names.
+
+Example, in a Dockerfile:
+  HEALTHCHECK CMD [\"/taffrail\", \"healthcheck\"]")]
+pub struct Healthcheck {}
+
+/// How a table is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum TableFormat {
+    /// A table for people.
+    #[default]
+    Table,
+    /// One JSON object a line.
+    Json,
+    /// CSV with a header.
+    Csv,
+}
+
+/// How the configuration is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ConfigFormat {
+    /// TOML with the origins as comments.
+    #[default]
+    Toml,
+    /// A JSON object of keys, each with value and origin.
+    Json,
+}
+
+/// Reads a command line.
+///
+/// # Errors
+/// What to print, on standard output for `--help` and `--version`, and the exit code.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, (clap::Error, u8)> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        let code = if error.use_stderr() {
+            EXIT_USAGE
+        } else {
+            EXIT_OK
+        };
+        (error, code)
+    })
+}
+
+fn parse_since(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration.is_zero() => Err("zero looks back at nothing".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(_) => Err("accepted is a number with a unit, such as 90m, 24h or 30d".to_owned()),
+    }
+}
+
+fn outcome_parser() -> impl clap::builder::TypedValueParser<Value = Outcome> {
+    PossibleValuesParser::new(Outcome::ALL.iter().map(|outcome| outcome.as_str()))
+        .try_map(|name| Outcome::from_name(&name).ok_or("not an outcome"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Cli, (clap::Error, u8)> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    fn command(line: &str) -> Command {
+        parsed(line).unwrap().command
+    }
+
+    fn exit_code(line: &str) -> u8 {
+        parsed(line).unwrap_err().1
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_have_the_documented_defaults() {
+        assert_eq!(
+            command("taffrail usage"),
+            Command::Usage(Usage {
+                since: Duration::from_hours(24),
+                by: vec!["provider".to_owned(), "model".to_owned()],
+                format: TableFormat::Table,
+            })
+        );
+        assert_eq!(
+            command("taffrail logs"),
+            Command::Logs(Logs {
+                limit: 50,
+                all: false,
+                before: None,
+                provider: None,
+                outcome: None,
+                format: TableFormat::Table,
+            })
+        );
+        assert_eq!(
+            parsed("taffrail run --config x.toml --role sidecar").unwrap(),
+            Cli {
+                config: Some(PathBuf::from("x.toml")),
+                command: Command::Run(Run {
+                    role: Some(Role::Sidecar)
+                }),
+            }
+        );
+    }
+
+    #[test]
+    fn limits_hold_at_their_edges() {
+        for good in ["--limit 1", "--limit 10000", "--all"] {
+            assert!(parsed(&format!("taffrail logs {good}")).is_ok(), "{good}");
+        }
+        for bad in [
+            "logs --limit 0",
+            "logs --limit 10001",
+            "logs --all --limit 5",
+            "logs --before 17",
+            "logs --outcome fine",
+            "usage --since 0s",
+            "usage --since yesterday",
+            "demo --seconds 0",
+            "run --role both",
+        ] {
+            assert_eq!(exit_code(&format!("taffrail {bad}")), EXIT_USAGE, "{bad}");
+        }
+    }
+
+    #[test]
+    fn help_succeeds_and_a_missing_command_does_not() {
+        assert_eq!(exit_code("taffrail --help"), EXIT_OK);
+        assert_eq!(exit_code("taffrail --version"), EXIT_OK);
+        assert_eq!(exit_code("taffrail"), EXIT_USAGE);
+        assert_eq!(exit_code("taffrail polish"), EXIT_USAGE);
+    }
+
+    #[test]
+    fn every_command_teaches_by_example() {
+        use clap::CommandFactory as _;
+        for command in Cli::command().get_subcommands() {
+            let leaves: Vec<_> = command.get_subcommands().collect();
+            let leaves = if leaves.is_empty() {
+                vec![command]
+            } else {
+                leaves
+            };
+            for leaf in leaves {
+                let help = leaf.get_after_help().unwrap().to_string();
+                assert!(help.contains("Example"), "{}", leaf.get_name());
+            }
+        }
+    }
+}

@@ -1,0 +1,646 @@
+//! The rules that span keys, or that a type cannot hold. Pure but for files: those that a key
+//! names must be readable, since the start would fail on them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use croner::parser::{CronParser, Seconds, Year};
+
+use super::load::read_secret_file;
+use super::{Attribution, BUILT_IN_PROVIDERS, Config, KeyPath, Provider, Role};
+use crate::telemetry;
+
+/// Attribution labels at most: each multiplies the series.
+const ATTRIBUTION_LABELS_MAX: usize = 8;
+/// The longest label value or account name, in characters.
+const LABEL_VALUE_CHARS_MAX: usize = 128;
+/// The longest provider name, in characters: it is a path segment of every request.
+const PROVIDER_NAME_CHARS_MAX: usize = 32;
+
+/// Labels of Taffrail's own metrics, dimensions that usage is grouped by, and labels that
+/// Prometheus itself sets or reads.
+const TAKEN_LABELS: &[&str] = &[
+    "account",
+    "code",
+    "currency",
+    "day",
+    "fidelity",
+    "hour",
+    "instance",
+    "job",
+    "key",
+    "kind",
+    "le",
+    "model",
+    "operation",
+    "outcome",
+    "phase",
+    "provider",
+    "quantile",
+    "reason",
+    "result",
+    "service_tier",
+    "source",
+    "stage",
+    "state",
+    "task",
+    "type",
+    "unit",
+    "window",
+];
+
+/// Routes that belong to a built-in provider besides its name.
+const TAKEN_ROUTES: &[&str] = &["fal-queue", "fal-proxy"];
+
+/// Headers that carry credentials and must not become labels.
+const CREDENTIAL_HEADERS: &[&str] = &[
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "x-api-key",
+    "api-key",
+    "x-goog-api-key",
+    "xi-api-key",
+    "x-fal-key",
+];
+
+/// A rule that does not hold.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Finding {
+    pub(super) key: KeyPath,
+    pub(super) what: String,
+    pub(super) accepted: String,
+    /// Another key whose own problem explains this one.
+    pub(super) instead: Option<KeyPath>,
+}
+
+/// Every rule that does not hold.
+pub(super) fn findings(config: &Config) -> Vec<Finding> {
+    let mut rules = Rules(Vec::new());
+    rules.listeners(config);
+    rules.proxy(config);
+    rules.admin(config);
+    rules.journal(config);
+    rules.store(config);
+    rules.attribution(&config.attribution);
+    rules.providers(&config.providers);
+    rules.accounts(config);
+    rules.schedule(config);
+    rules.jobs(config);
+    rules.retention(config);
+    rules.files(config);
+    rules.log(config);
+    rules.0
+}
+
+struct Rules(Vec<Finding>);
+
+impl Rules {
+    fn add(&mut self, key: KeyPath, what: impl Into<String>, accepted: impl Into<String>) {
+        self.0.push(Finding {
+            key,
+            what: what.into(),
+            accepted: accepted.into(),
+            instead: None,
+        });
+    }
+
+    fn listeners(&mut self, config: &Config) {
+        let mut taken: Vec<(&str, SocketAddr)> = vec![("admin.listen", config.admin.listen)];
+        let proxy = [
+            ("listen", Some(config.proxy.listen)),
+            ("tls_listen", config.proxy.tls_listen),
+        ];
+        let names = ["proxy.listen", "proxy.tls_listen"];
+        for ((key, address), name) in proxy.into_iter().zip(names) {
+            let Some(address) = address else { continue };
+            if let Some((other, _)) = taken.iter().find(|(_, other)| overlap(*other, address)) {
+                self.add(
+                    KeyPath::new(["proxy", key]),
+                    format!("{address} is taken by {other}"),
+                    "an address that no other listener has",
+                );
+            }
+            taken.push((name, address));
+        }
+    }
+
+    fn proxy(&mut self, config: &Config) {
+        let proxy = &config.proxy;
+        let key = |name: &str| KeyPath::new(["proxy", name]);
+        if let Some(url) = &proxy.public_url {
+            self.url(key("public_url"), url);
+        }
+        let pair = [
+            ("tls_cert_file", &proxy.tls_cert_file, "tls_key_file"),
+            ("tls_key_file", &proxy.tls_key_file, "tls_cert_file"),
+        ];
+        let is_one_missing = proxy.tls_cert_file.is_some() != proxy.tls_key_file.is_some();
+        for (name, file, other) in pair {
+            if file.is_some() && is_one_missing {
+                self.add(
+                    key(other),
+                    format!("missing, though {name} is set"),
+                    "both tls_cert_file and tls_key_file, or neither",
+                );
+            } else if file.is_some() && proxy.tls_listen.is_none() {
+                self.add(
+                    key(name),
+                    "set without tls_listen, so nothing would use it",
+                    "tls_listen as well, such as \"127.0.0.1:4843\"",
+                );
+            }
+        }
+        for (name, duration) in [
+            ("connect_timeout", proxy.connect_timeout),
+            ("header_timeout", proxy.header_timeout),
+            ("idle_timeout", proxy.idle_timeout),
+        ] {
+            self.not_zero(key(name), duration);
+        }
+        if proxy.threads == Some(0) {
+            self.add(key("threads"), "0 threads relay nothing", "1 or more");
+        }
+        if proxy.connections_max == 0 {
+            let accepted = "1 or more";
+            self.add(
+                key("connections_max"),
+                "0 connections serve nobody",
+                accepted,
+            );
+        }
+        /// A head with a long key, a trace and a few cookies takes about as much.
+        const HEAD_BYTES_LEAST: u64 = 8 * 1024;
+        if proxy.head_bytes_max.as_u64() < HEAD_BYTES_LEAST {
+            self.add(
+                key("head_bytes_max"),
+                format!("{} is too little for a usual head", proxy.head_bytes_max),
+                "8KiB or more",
+            );
+        }
+    }
+
+    fn admin(&mut self, config: &Config) {
+        if let Some(path) = &config.admin.token_file
+            && let Err(what) = read_secret_file(path)
+        {
+            let accepted = "a readable file with the token on one line";
+            self.add(KeyPath::new(["admin", "token_file"]), what, accepted);
+        }
+    }
+
+    fn journal(&mut self, config: &Config) {
+        let journal = &config.journal;
+        let key = |name: &str| KeyPath::new(["journal", name]);
+        if journal.dir.as_os_str().is_empty() {
+            self.add(key("dir"), "empty", "the path of a directory");
+        }
+        if journal.segment_bytes.as_u64() == 0 {
+            self.add(
+                key("segment_bytes"),
+                "0 bytes hold no record",
+                "1MiB or more",
+            );
+        }
+        if journal.max_bytes < journal.segment_bytes {
+            self.add(
+                key("max_bytes"),
+                format!(
+                    "{} is less than one segment of {}",
+                    journal.max_bytes, journal.segment_bytes
+                ),
+                "segment_bytes or more",
+            );
+        }
+        self.not_zero(key("fsync_interval"), journal.fsync_interval);
+    }
+
+    fn store(&mut self, config: &Config) {
+        let scheme = config.store.url.split_once("://").map(|(scheme, _)| scheme);
+        if !matches!(scheme, Some("sqlite" | "postgres" | "postgresql")) {
+            self.add(
+                KeyPath::new(["store", "url"]),
+                "the scheme is unknown",
+                "sqlite://… or postgres://…",
+            );
+        }
+    }
+
+    fn attribution(&mut self, attribution: &Attribution) {
+        let key = |table: &str, name: &str| KeyPath::new(["attribution", table, name]);
+        for (table, labels) in [
+            ("static", &attribution.r#static),
+            ("headers", &attribution.headers),
+        ] {
+            for label in labels.keys() {
+                if let Err((what, accepted)) = check_label(label) {
+                    self.add(key(table, label), what, accepted);
+                }
+            }
+        }
+        for (label, value) in &attribution.r#static {
+            if value.is_empty() || value.chars().count() > LABEL_VALUE_CHARS_MAX {
+                self.add(
+                    key("static", label),
+                    "the value is empty or too long",
+                    format!("1 to {LABEL_VALUE_CHARS_MAX} characters"),
+                );
+            }
+            if attribution.headers.contains_key(label) {
+                self.add(
+                    key("headers", label),
+                    "the label is in attribution.static as well",
+                    "a label in one of the two tables",
+                );
+            }
+        }
+        for (label, header) in &attribution.headers {
+            let name = header.to_ascii_lowercase();
+            if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
+                self.add(
+                    key("headers", label),
+                    format!("{header:?} is not the name of a header"),
+                    "a name such as \"x-taffrail-feature\"",
+                );
+            } else if CREDENTIAL_HEADERS.contains(&name.as_str()) {
+                self.add(
+                    key("headers", label),
+                    format!("{name} carries a credential, which must not become a label"),
+                    "a header of your own, such as \"x-taffrail-feature\"",
+                );
+            }
+        }
+        let count = attribution.r#static.len() + attribution.headers.len();
+        if count > ATTRIBUTION_LABELS_MAX {
+            self.add(
+                KeyPath::new(["attribution"]),
+                format!("{count} labels"),
+                format!("{ATTRIBUTION_LABELS_MAX} labels or fewer, each multiplies the series"),
+            );
+        }
+    }
+
+    fn providers(&mut self, providers: &BTreeMap<String, Provider>) {
+        for (name, provider) in providers {
+            let table = KeyPath::new(["providers", name]);
+            let built_in = built_in(name);
+            if !is_provider_name(name) {
+                self.add(
+                    table,
+                    "not a name that can be a path segment and a label",
+                    format!(
+                        "lower-case letters, digits, - and _, a letter first, \
+                         {PROVIDER_NAME_CHARS_MAX} characters or fewer"
+                    ),
+                );
+                continue;
+            }
+            if TAKEN_ROUTES.contains(&name.as_str()) {
+                let accepted = "another name, or the keys of [providers.fal]";
+                self.add(table, "a route of the provider fal", accepted);
+                continue;
+            }
+            let has_default = matches!(built_in, Some(Some(_)));
+            if provider.upstream.is_none() && !has_default {
+                self.add(
+                    table.join("upstream"),
+                    "missing, and there is no default for this provider",
+                    "a URL, such as \"https://api.example.com/openai\"",
+                );
+            }
+            match (built_in, provider.dialect) {
+                (None, None) => self.add(
+                    table.join("dialect"),
+                    "missing, and the provider is not built in",
+                    format!("\"chat\", or a built-in name: {}", built_in_names()),
+                ),
+                (Some(_), Some(_)) => self.add(
+                    table.join("dialect"),
+                    "set for a built-in provider, which has its own",
+                    "no dialect here, or a name that is not built in",
+                ),
+                _ => {}
+            }
+            if let Some(url) = &provider.upstream {
+                self.url(table.join("upstream"), url);
+            }
+            if let Some(url) = &provider.billing_url {
+                self.url(table.join("billing_url"), url);
+            }
+        }
+    }
+
+    fn accounts(&mut self, config: &Config) {
+        let mut seen: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for (index, account) in config.accounts.iter().enumerate() {
+            let table = KeyPath::new(["accounts", &index.to_string()]);
+            let is_known = built_in(&account.provider).is_some()
+                || config.providers.contains_key(&account.provider);
+            if account.provider.is_empty() {
+                self.add(table.join("provider"), "missing", known_names(config));
+            } else if !is_known {
+                let what = format!("{:?} is not a known provider", account.provider);
+                self.add(table.join("provider"), what, known_names(config));
+            }
+            if account.name.is_empty() {
+                let accepted = "a name, unique for the provider";
+                self.add(table.join("name"), "missing", accepted);
+            } else if account.name.chars().count() > LABEL_VALUE_CHARS_MAX {
+                let accepted = format!("{LABEL_VALUE_CHARS_MAX} characters or fewer");
+                self.add(table.join("name"), "too long for a label", accepted);
+            } else if let Some(first) = seen.insert((&account.provider, &account.name), index) {
+                self.add(
+                    table.join("name"),
+                    format!("the same provider and name as accounts[{first}]"),
+                    "a name that is unique for the provider",
+                );
+            }
+            // A sidecar reads no balances, so the keys need not be there.
+            let is_keyless = account.api_key.is_none() && account.api_key_file.is_none();
+            if is_keyless && config.role != Role::Sidecar {
+                self.0.push(Finding {
+                    key: table.join("api_key_file"),
+                    what: "missing, and api_key is not set either".to_owned(),
+                    accepted: "a file that holds the key that the balance is read with".to_owned(),
+                    instead: Some(table.join("api_key")),
+                });
+            }
+        }
+    }
+
+    fn schedule(&mut self, config: &Config) {
+        let expressions = [
+            ("balances", &config.schedule.balances),
+            ("prices", &config.schedule.prices),
+        ];
+        let parser = CronParser::builder()
+            .seconds(Seconds::Required)
+            .year(Year::Disallowed)
+            .build();
+        for (name, expression) in expressions {
+            let fields = expression.split_whitespace().count();
+            if fields != 6 {
+                self.add(
+                    KeyPath::new(["schedule", name]),
+                    format!("{expression:?} has {fields} fields"),
+                    CRON_ACCEPTED,
+                );
+            } else if let Err(error) = parser.parse(expression) {
+                self.add(
+                    KeyPath::new(["schedule", name]),
+                    format!(
+                        "{expression:?} is not a cron expression: {}",
+                        lower_case(&error)
+                    ),
+                    CRON_ACCEPTED,
+                );
+            }
+        }
+    }
+
+    fn jobs(&mut self, config: &Config) {
+        let jobs = &config.jobs;
+        let key = |name: &str| KeyPath::new(["jobs", name]);
+        self.not_zero(key("followup_after"), jobs.followup_after);
+        self.not_zero(key("deadline"), jobs.deadline);
+        if jobs.followup_after >= jobs.deadline && !jobs.deadline.is_zero() {
+            self.add(
+                key("followup_after"),
+                "not before deadline, so no job would be followed up",
+                "less than deadline",
+            );
+        }
+        if jobs.join_grace >= jobs.deadline && !jobs.deadline.is_zero() {
+            self.add(
+                key("join_grace"),
+                "not before deadline, so no half would be waited for",
+                "less than deadline",
+            );
+        }
+    }
+
+    fn retention(&mut self, config: &Config) {
+        /// Rows are dropped by the day.
+        const LEAST: Duration = Duration::from_hours(24);
+        let retention = &config.retention;
+        let key = |name: &str| KeyPath::new(["retention", name]);
+        for (name, duration) in [
+            ("logs", retention.logs),
+            ("aggregates", retention.aggregates),
+        ] {
+            if duration < LEAST {
+                self.add(key(name), "less than a day", "1d or more");
+            }
+        }
+        if retention.aggregates < retention.logs {
+            self.add(
+                key("aggregates"),
+                "shorter than logs, which aggregates outlive",
+                "logs or more",
+            );
+        }
+    }
+
+    /// Files that are read at start.
+    fn files(&mut self, config: &Config) {
+        let proxy = &config.proxy;
+        for (section, name, file) in [
+            ("proxy", "tls_cert_file", &proxy.tls_cert_file),
+            ("proxy", "tls_key_file", &proxy.tls_key_file),
+            ("proxy", "upstream_ca_file", &proxy.upstream_ca_file),
+            ("prices", "overlay_file", &config.prices.overlay_file),
+        ] {
+            if let Some(path) = file
+                && let Err(what) = check_file(path)
+            {
+                let accepted = "the path of a readable file";
+                self.add(KeyPath::new([section, name]), what, accepted);
+            }
+        }
+    }
+
+    fn log(&mut self, config: &Config) {
+        if telemetry::parse_level(&config.log.level).is_err() {
+            self.add(
+                KeyPath::new(["log", "level"]),
+                format!("{:?} is not a filter", config.log.level),
+                "error, warn, info, debug, trace, or directives such as \
+                 \"info,taffrail::store=debug\"",
+            );
+        }
+    }
+
+    fn not_zero(&mut self, key: KeyPath, duration: Duration) {
+        if duration.is_zero() {
+            self.add(key, "zero", "more than zero");
+        }
+    }
+
+    fn url(&mut self, key: KeyPath, url: &str) {
+        if let Err(what) = check_url(url) {
+            self.add(
+                key,
+                what,
+                "http:// or https://, a host, perhaps a port and a path",
+            );
+        }
+    }
+}
+
+const CRON_ACCEPTED: &str = "six fields in UTC: second, minute, hour, day of the month, month, \
+                             day of the week; such as \"0 0 */6 * * *\"";
+
+/// A sentence of another library as a part of ours.
+fn lower_case(sentence: &impl ToString) -> String {
+    let sentence = sentence.to_string();
+    sentence.trim_end_matches('.').to_lowercase()
+}
+
+/// Whether two listeners cannot both be had. Port 0 is any free one.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && (is_any || one.ip() == other.ip())
+}
+
+/// Whether a URL can be an upstream. The error does not quote it: it may hold a credential.
+fn check_url(url: &str) -> Result<(), &'static str> {
+    let rest = match url.split_once("://") {
+        Some(("http" | "https", rest)) => rest,
+        Some(_) => return Err("the scheme is not http or https"),
+        None => return Err("not a URL"),
+    };
+    if rest.contains('#') {
+        return Err("the URL has a fragment");
+    }
+    if rest.contains('?') {
+        return Err("the URL has a query");
+    }
+    let authority = rest.split('/').next().unwrap_or_default();
+    if authority.contains('@') {
+        return Err("the URL has a user or password in it");
+    }
+    let parsed: Result<http::Uri, _> = url.parse();
+    match parsed.ok().as_ref().and_then(http::Uri::authority) {
+        Some(authority) if !authority.host().is_empty() => {
+            let port = authority.as_str().rsplit_once(':').map(|(_, port)| port);
+            let is_bracketed = authority.as_str().ends_with(']');
+            match port {
+                Some(_) if !is_bracketed && authority.port_u16().is_none_or(|port| port == 0) => {
+                    Err("the port is not a port")
+                }
+                _ => Ok(()),
+            }
+        }
+        _ => Err("not a URL"),
+    }
+}
+
+fn check_file(path: &Path) -> Result<(), String> {
+    let cannot = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    if file.metadata().map_err(cannot)?.is_dir() {
+        return Err(format!("{} is a directory", path.display()));
+    }
+    Ok(())
+}
+
+/// Whether a label can stand beside ours.
+///
+/// Source: Prometheus, "Data model": `[a-zA-Z_][a-zA-Z0-9_]*`, `__` reserved.
+fn check_label(label: &str) -> Result<(), (String, &'static str)> {
+    const ACCEPTED: &str = "letters, digits and _, no digit first, not starting with __";
+    let mut bytes = label.bytes();
+    let is_first = bytes
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let are_rest = bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !is_first || !are_rest || label.starts_with("__") {
+        return Err((format!("{label:?} is not a label name"), ACCEPTED));
+    }
+    if TAKEN_LABELS.contains(&label) {
+        let accepted = "a label that neither Taffrail's metrics nor Prometheus uses";
+        return Err((format!("the label {label} is taken"), accepted));
+    }
+    Ok(())
+}
+
+fn is_provider_name(name: &str) -> bool {
+    let is_first = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    let is_name_byte =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    is_first && name.len() <= PROVIDER_NAME_CHARS_MAX && name.bytes().all(is_name_byte)
+}
+
+/// The default upstream of a built-in provider, if the name is one.
+fn built_in(name: &str) -> Option<Option<&'static str>> {
+    let mut providers = BUILT_IN_PROVIDERS.iter();
+    providers
+        .find(|(own, _)| *own == name)
+        .map(|(_, upstream)| *upstream)
+}
+
+fn built_in_names() -> String {
+    let names: Vec<&str> = BUILT_IN_PROVIDERS.iter().map(|(name, _)| *name).collect();
+    names.join(", ")
+}
+
+fn known_names(config: &Config) -> String {
+    let declared = config.providers.keys().map(String::as_str);
+    let declared = declared.filter(|name| built_in(name).is_none());
+    std::iter::once(built_in_names().as_str())
+        .chain(declared)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_break_no_rule() {
+        assert_eq!(findings(&Config::default()), []);
+    }
+
+    #[test]
+    fn an_upstream_is_a_plain_http_url() {
+        for good in [
+            "http://127.0.0.1:9999",
+            "https://api.groq.com/openai",
+            "https://api.openai.com/",
+            "http://[::1]:8080/v1",
+            "http://[::1]",
+        ] {
+            assert_eq!(check_url(good), Ok(()), "{good}");
+        }
+        for (bad, what) in [
+            ("api.openai.com", "not a URL"),
+            ("https://", "not a URL"),
+            ("https:///v1", "not a URL"),
+            ("https://a b", "not a URL"),
+            ("ftp://host", "the scheme is not http or https"),
+            ("https://host/#x", "the URL has a fragment"),
+            ("https://host?x=1", "the URL has a query"),
+            ("https://u:p@host", "the URL has a user or password in it"),
+            ("https://host:0", "the port is not a port"),
+            ("https://host:99999", "the port is not a port"),
+            ("https://host:", "the port is not a port"),
+        ] {
+            assert_eq!(check_url(bad), Err(what), "{bad}");
+        }
+    }
+
+    #[test]
+    fn listeners_overlap_where_the_system_says_so() {
+        let overlap =
+            |one: &str, other: &str| overlap(one.parse().unwrap(), other.parse().unwrap());
+        assert!(overlap("127.0.0.1:80", "127.0.0.1:80"));
+        assert!(overlap("0.0.0.0:80", "127.0.0.1:80"));
+        assert!(overlap("127.0.0.1:80", "[::]:80"));
+        assert!(!overlap("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!overlap("127.0.0.1:80", "127.0.0.1:81"));
+        assert!(!overlap("127.0.0.1:0", "127.0.0.1:0"));
+    }
+}

@@ -1,0 +1,151 @@
+//! The label values that are known in advance, where no other part of Taffrail has them.
+
+/// A set of label values known in advance, with the name of each.
+macro_rules! label_values {
+    ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $type { $($(#[$doc])* $variant),+ }
+
+        impl $type {
+            /// Every value.
+            pub const ALL: &'static [$type] = &[$($type::$variant),+];
+
+            /// The label value.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($type::$variant => $name),+ }
+            }
+        }
+    };
+}
+
+label_values! {
+    /// How far a record got.
+    Stage {
+        /// Its request ended.
+        Completed = "completed",
+        /// It is in the journal.
+        Journaled = "journaled",
+        /// It is lost, for a stated reason.
+        Dropped = "dropped",
+        /// It is in the store.
+        Stored = "stored",
+        /// The store had it already.
+        Duplicate = "duplicate",
+        /// The store refused it for good; it is kept in a file.
+        DeadLettered = "dead_lettered",
+    }
+}
+
+label_values! {
+    /// Why a record reached a stage, where there is more than one way.
+    Reason {
+        /// The usual way.
+        None = "none",
+        /// It was in the journal already when the process started. Such records count as
+        /// journaled by this process too, so that the books balance across a restart.
+        Recovered = "recovered",
+        /// The journal was at its limit.
+        JournalFull = "journal_full",
+        /// The journal could not be written.
+        JournalFailed = "journal_failed",
+        /// The record could not be encoded, or is larger than a journal frame.
+        Unencodable = "unencodable",
+        /// The journal's frame could not be read back.
+        Unreadable = "unreadable",
+        /// The store refused it.
+        Rejected = "rejected",
+    }
+}
+
+label_values! {
+    /// The halves of a request that Taffrail adds time to.
+    Phase {
+        /// From the request's arrival to its being sent on.
+        Request = "request",
+        /// From the response's arrival to its being sent on.
+        Response = "response",
+    }
+}
+
+label_values! {
+    /// The declared exceptions to relaying bytes untouched.
+    Rewrite {
+        /// `stream_options.include_usage` was added, and its extra event taken out.
+        UsageInjection = "usage_injection",
+        /// The URLs of a job were pointed at the proxy.
+        JobUrls = "job_urls",
+    }
+}
+
+label_values! {
+    /// A listener of this process.
+    Listener {
+        /// The proxy.
+        Proxy = "proxy",
+        /// The admin endpoints.
+        Admin = "admin",
+    }
+}
+
+label_values! {
+    /// Why Taffrail answered a request itself.
+    ProxyError {
+        /// The path names no provider.
+        UnknownProvider = "unknown_provider",
+        /// The request is not one that can be relayed.
+        BadRequest = "bad_request",
+        /// The upstream could not be reached.
+        Unreachable = "unreachable",
+        /// The upstream did not answer in time.
+        Timeout = "timeout",
+        /// The upstream's answer was not HTTP, or broke off in its head.
+        BadResponse = "bad_response",
+        /// A limit of the proxy was reached.
+        Overloaded = "overloaded",
+        /// The proxy is shutting down.
+        ShuttingDown = "shutting_down",
+        /// A fault of the proxy itself.
+        Internal = "internal",
+    }
+}
+
+label_values! {
+    /// A fault that the journal met and survived.
+    JournalFault {
+        /// The end of a segment was cut, because a crash had torn its last frame.
+        TornTail = "torn_tail",
+        /// A frame did not match its checksum.
+        BadFrame = "bad_frame",
+        /// A write failed.
+        Write = "write",
+        /// An fsync failed.
+        Sync = "sync",
+    }
+}
+
+label_values! {
+    /// How a scheduled run or a fetch ended.
+    RunResult {
+        /// It did what it should.
+        Ok = "ok",
+        /// It failed.
+        Error = "error",
+        /// It was skipped, because the one before was still running or another process had it.
+        Skipped = "skipped",
+    }
+}
+
+label_values! {
+    /// A bound on label values.
+    Limit {
+        /// A provider that is not configured.
+        Providers = "providers",
+        /// [`super::Config::models_per_provider`].
+        Models = "models",
+        /// [`super::Config::attribution_values`].
+        AttributionValues = "attribution_values",
+        /// [`super::Config::series`].
+        Series = "series",
+    }
+}

@@ -1,0 +1,237 @@
+//! The sockets on both sides: plain or TLS towards the provider, and the client's, with the
+//! time limits that HTTP itself does not set.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tokio_rustls::client::TlsStream;
+
+use crate::clock;
+
+/// A connection to a provider.
+pub(super) enum Stream {
+    /// Plain, for overridden upstreams.
+    Tcp(TcpStream),
+    /// Verified TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, buffers),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, buffers),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Tcp(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// What a client's connection is doing; shared between its socket and its service.
+#[derive(Debug, Default)]
+pub(super) struct Phase(AtomicU8);
+
+const WAITING: u8 = 0;
+const HEAD: u8 = 1;
+const SERVING: u8 = 2;
+
+impl Phase {
+    /// A request's head is complete.
+    pub(super) fn serve(&self) {
+        self.0.store(SERVING, Ordering::Relaxed);
+    }
+
+    /// The response is over; the connection waits for the next request.
+    pub(super) fn wait(&self) {
+        self.0.store(WAITING, Ordering::Relaxed);
+    }
+}
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClientLimits {
+    /// From the first byte of a request's head to its last.
+    pub(super) header_timeout: Duration,
+    /// For silence between requests, and for a client that does not take what is written to it.
+    pub(super) idle_timeout: Duration,
+}
+
+/// A client's socket. hyper has one timer for both the wait for a request and the reading of its
+/// head, and none for a client that stops reading; here each has its own limit.
+pub(super) struct ClientStream {
+    socket: TcpStream,
+    phase: Arc<Phase>,
+    limits: ClientLimits,
+    read_limit: Option<(u8, Pin<Box<Sleep>>)>,
+    write_limit: Option<Pin<Box<Sleep>>>,
+}
+
+impl ClientStream {
+    pub(super) fn new(socket: TcpStream, phase: Arc<Phase>, limits: ClientLimits) -> ClientStream {
+        ClientStream {
+            socket,
+            phase,
+            limits,
+            read_limit: None,
+            write_limit: None,
+        }
+    }
+
+    /// Whether the time for what the connection is doing is over.
+    fn poll_read_limit(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let phase = self.phase.0.load(Ordering::Relaxed);
+        let limit = match phase {
+            WAITING => self.limits.idle_timeout,
+            HEAD => self.limits.header_timeout,
+            _ => {
+                self.read_limit = None;
+                return Poll::Pending;
+            }
+        };
+        match &mut self.read_limit {
+            Some((armed_for, sleep)) if *armed_for == phase => sleep.as_mut().poll(cx),
+            armed => {
+                let mut sleep = Box::pin(tokio::time::sleep(limit));
+                let over = sleep.as_mut().poll(cx);
+                *armed = Some((phase, sleep));
+                over
+            }
+        }
+    }
+
+    fn poll_written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_limit = None;
+            return written;
+        }
+        let limit = self.limits.idle_timeout;
+        let sleep = self
+            .write_limit
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(clock::instant() + limit)));
+        ready!(sleep.as_mut().poll(cx));
+        Poll::Ready(Err(timed_out("the client does not read")))
+    }
+}
+
+fn timed_out(message: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, message)
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.socket).poll_read(cx, buffer);
+        if read.is_pending() {
+            ready!(this.poll_read_limit(cx));
+            return Poll::Ready(Err(timed_out("the client sends no request")));
+        }
+        if buffer.filled().len() > before {
+            let from_waiting =
+                this.phase
+                    .0
+                    .compare_exchange(WAITING, HEAD, Ordering::Relaxed, Ordering::Relaxed);
+            if from_waiting.is_ok() {
+                this.read_limit = None;
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.socket).poll_write(cx, bytes);
+        this.poll_written(cx, written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.socket).poll_write_vectored(cx, buffers);
+        this.poll_written(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,611 @@
+//! The upstream half of the relay, behind one seam: [`Upstreams::exchange`].
+//!
+//! One exchange is a request sent and a response head received; the response's body follows
+//! through [`UpstreamBody::poll_piece`]. The hyper connection is owned by that body and driven
+//! from it, in the task that serves the client, so that a burst of events that one read brought
+//! is seen in one poll instead of one wake-up each. Reading only when the client takes the data
+//! is also the backpressure.
+//!
+//! Idle connections wait in a pool that belongs to one runtime thread, because their sockets are
+//! registered with that thread's reactor. They have no task: each is polled once at check-out,
+//! which finds the provider's close, and a sweep drops the old ones.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+
+use crate::clock;
+use crate::proxy::body::{Progress, RequestBody};
+use crate::proxy::stream::Stream;
+
+/// Where a provider's traffic goes.
+#[derive(Debug)]
+pub struct Upstream {
+    host: String,
+    port: u16,
+    tls: Option<ServerName<'static>>,
+    /// The path that every request's path is appended to, without a slash at its end.
+    base_path: String,
+    host_header: HeaderValue,
+}
+
+/// Why an upstream's URL is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{problem}; accepted is http://host[:port][/path] or https://…")]
+pub struct UpstreamUrlError {
+    problem: &'static str,
+}
+
+impl Upstream {
+    /// Reads an upstream's URL.
+    ///
+    /// # Errors
+    /// When it is no absolute http or https URL, or has user information, a query or a fragment.
+    pub fn parse(url: &str) -> Result<Upstream, UpstreamUrlError> {
+        let refuse = |problem| UpstreamUrlError { problem };
+        let uri: Uri = url.parse().map_err(|_| refuse("not a URL"))?;
+        let is_tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(refuse("the scheme is neither http nor https")),
+        };
+        let authority = uri.authority().ok_or_else(|| refuse("there is no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(refuse("user information is not allowed"));
+        }
+        if uri.query().is_some() || url.contains('#') {
+            return Err(refuse("a query or fragment is not allowed"));
+        }
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let tls = match is_tls {
+            true => Some(
+                ServerName::try_from(host.clone()).map_err(|_| refuse("the host is not a name"))?,
+            ),
+            false => None,
+        };
+        Ok(Upstream {
+            port: authority
+                .port_u16()
+                .unwrap_or(if is_tls { 443 } else { 80 }),
+            host,
+            tls,
+            base_path: uri.path().trim_end_matches('/').to_owned(),
+            host_header: HeaderValue::from_str(authority.as_str())
+                .map_err(|_| refuse("the host is not a name"))?,
+        })
+    }
+
+    /// The value of the `host` header.
+    pub(super) fn host_header(&self) -> HeaderValue {
+        self.host_header.clone()
+    }
+
+    /// The request target at the upstream, for what follows the route prefix.
+    pub(super) fn target(&self, path_and_query: &str) -> Result<Uri, http::uri::InvalidUri> {
+        let slash = if path_and_query.starts_with('/') {
+            ""
+        } else {
+            "/"
+        };
+        format!("{}{slash}{path_and_query}", self.base_path).parse()
+    }
+}
+
+/// Limits of the upstream half.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// For the name look-up, the TCP and the TLS handshake together.
+    pub(super) connect_timeout: Duration,
+    /// For silence before the response's head.
+    pub(super) idle_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub(super) pool_idle_timeout: Duration,
+    /// How many idle connections are kept for each upstream and thread.
+    pub(super) pool_idle_max: usize,
+    /// The longest head of a response.
+    pub(super) head_bytes_max: usize,
+}
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ExchangeError {
+    /// Name, TCP or TLS.
+    #[error("cannot connect to {host}: {source}")]
+    Connect {
+        /// The upstream's host.
+        host: String,
+        /// What failed.
+        source: io::Error,
+    },
+    /// Connecting took too long.
+    #[error("cannot connect to {host} within {seconds} s")]
+    ConnectTimeout {
+        /// The upstream's host.
+        host: String,
+        /// The limit.
+        seconds: u64,
+    },
+    /// The connection broke before the response's head.
+    #[error("the connection to {host} broke before the response: {source}")]
+    Broken {
+        /// The upstream's host.
+        host: String,
+        /// What failed.
+        source: hyper::Error,
+    },
+    /// Nothing came.
+    #[error("no response from {host} within {seconds} s")]
+    ResponseTimeout {
+        /// The upstream's host.
+        host: String,
+        /// The limit.
+        seconds: u64,
+    },
+}
+
+type Connection = http1::Connection<TokioIo<Stream>, RequestBody>;
+
+/// An open connection to an upstream.
+struct Link {
+    connection: Option<Connection>,
+    sender: http1::SendRequest<RequestBody>,
+    idle_since: Instant,
+}
+
+impl Link {
+    /// Lets the connection read and write what it can.
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(connection) = &mut self.connection
+            && Pin::new(connection).poll(cx).is_ready()
+        {
+            self.connection = None;
+        }
+    }
+
+    fn is_reusable(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready()
+    }
+}
+
+fn idle_context() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+/// A response's head, and its body to be polled.
+pub(super) struct Exchanged {
+    pub(super) head: http::response::Parts,
+    pub(super) body: UpstreamBody,
+    /// Whether a dead pooled connection made a second attempt necessary.
+    pub(super) is_retried: bool,
+}
+
+/// The connections of one runtime thread.
+pub(super) struct Upstreams {
+    tls: TlsConnector,
+    limits: Limits,
+    idle: RefCell<HashMap<Arc<str>, Vec<Link>>>,
+}
+
+impl Upstreams {
+    pub(super) fn new(tls: Arc<rustls::ClientConfig>, limits: Limits) -> Rc<Upstreams> {
+        Rc::new(Upstreams {
+            tls: TlsConnector::from(tls),
+            limits,
+            idle: RefCell::default(),
+        })
+    }
+
+    /// Sends a request of the provider `name` to its upstream and waits for the response's head.
+    ///
+    /// A pooled connection that turns out to be dead is replaced once by a fresh one, if nothing
+    /// of the response came and the body can be sent again.
+    pub(super) async fn exchange(
+        self: &Rc<Self>,
+        name: &Arc<str>,
+        upstream: &Upstream,
+        request: Request<RequestBody>,
+        progress: Option<Rc<Progress>>,
+    ) -> Result<Exchanged, ExchangeError> {
+        let Some(mut link) = self.check_out(name) else {
+            let mut link = self.dial(upstream).await?;
+            let response = self
+                .send(upstream, &mut link, request, progress.as_ref())
+                .await?;
+            return Ok(self.exchanged(name, link, response, progress.as_ref(), false));
+        };
+        let again = request.body().replay().map(|bytes| {
+            let mut again = Request::new(RequestBody::Whole(Some(bytes)));
+            *again.method_mut() = request.method().clone();
+            *again.uri_mut() = request.uri().clone();
+            *again.headers_mut() = request.headers().clone();
+            again
+        });
+        match (
+            self.send(upstream, &mut link, request, progress.as_ref())
+                .await,
+            again,
+        ) {
+            (Ok(response), _) => Ok(self.exchanged(name, link, response, progress.as_ref(), false)),
+            (Err(ExchangeError::Broken { source, .. }), Some(again)) if is_stale(&source) => {
+                let mut link = self.dial(upstream).await?;
+                let response = self.send(upstream, &mut link, again, None).await?;
+                Ok(self.exchanged(name, link, response, None, true))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Sends an upgrade request over a connection of its own; the pair of a `101` and the
+    /// upgraded stream's promise, or an ordinary response.
+    pub(super) async fn exchange_upgrade(
+        self: &Rc<Self>,
+        name: &Arc<str>,
+        upstream: &Upstream,
+        request: Request<RequestBody>,
+    ) -> Result<(Exchanged, Option<OnUpgrade>), ExchangeError> {
+        let Link {
+            connection,
+            mut sender,
+            ..
+        } = self.dial(upstream).await?;
+        if let Some(connection) = connection {
+            tokio::task::spawn_local(connection.with_upgrades());
+        }
+        let waiting = sender.send_request(request);
+        let mut response = tokio::time::timeout(self.limits.idle_timeout, waiting)
+            .await
+            .map_err(|_| self.response_timeout(upstream))?
+            .map_err(|source| broken(upstream, source))?;
+        let is_switched = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+        let upgrade = is_switched.then(|| hyper::upgrade::on(&mut response));
+        let link = Link {
+            connection: None,
+            sender,
+            idle_since: clock::instant(),
+        };
+        Ok((self.exchanged(name, link, response, None, false), upgrade))
+    }
+
+    fn exchanged(
+        self: &Rc<Self>,
+        name: &Arc<str>,
+        mut link: Link,
+        response: Response<Incoming>,
+        progress: Option<&Rc<Progress>>,
+        is_retried: bool,
+    ) -> Exchanged {
+        let (head, body) = response.into_parts();
+        let is_uploading = progress.is_some_and(|progress| !progress.is_done.get());
+        if is_uploading && let Some(connection) = link.connection.take() {
+            // The upload must go on while the client does not read the response, so the
+            // connection gets a task of its own and is not pooled afterwards.
+            tokio::task::spawn_local(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "upload ended early");
+                }
+            });
+        }
+        let body = UpstreamBody {
+            link: Some(link),
+            body,
+            pool: self.clone(),
+            name: name.clone(),
+        };
+        Exchanged {
+            head,
+            body,
+            is_retried,
+        }
+    }
+
+    async fn send(
+        &self,
+        upstream: &Upstream,
+        link: &mut Link,
+        mut request: Request<RequestBody>,
+        progress: Option<&Rc<Progress>>,
+    ) -> Result<Response<Incoming>, ExchangeError> {
+        let continued = expect_continue(&mut request, progress);
+        let mut response = pin!(link.sender.send_request(request));
+        let connection = &mut link.connection;
+        let mut seen = 0;
+        let mut patience = pin!(tokio::time::sleep(CONTINUE_PATIENCE));
+        let mut silence = pin!(tokio::time::sleep(self.limits.idle_timeout));
+        poll_fn(|cx| {
+            loop {
+                if let Some(open) = connection.as_mut()
+                    && Pin::new(open).poll(cx).is_ready()
+                {
+                    *connection = None;
+                }
+                if let Poll::Ready(response) = response.as_mut().poll(&mut idle_context()) {
+                    return Poll::Ready(response.map_err(|source| broken(upstream, source)));
+                }
+                if connection.is_none() {
+                    // The response future resolves with the connection's end.
+                    return response
+                        .as_mut()
+                        .poll(cx)
+                        .map_err(|source| broken(upstream, source));
+                }
+                if let (Some(continued), Some(progress)) = (&continued, progress)
+                    && progress.is_held.get()
+                    && (continued.load(Ordering::Relaxed) || patience.as_mut().poll(cx).is_ready())
+                {
+                    progress.is_held.set(false);
+                    continue;
+                }
+                break;
+            }
+            while silence.as_mut().poll(cx).is_ready() {
+                // An upload that moves is not silence.
+                let now_seen = progress.map_or(seen, |progress| progress.bytes.get());
+                if now_seen == seen {
+                    return Poll::Ready(Err(self.response_timeout(upstream)));
+                }
+                seen = now_seen;
+                silence
+                    .as_mut()
+                    .reset(clock::instant() + self.limits.idle_timeout);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn response_timeout(&self, upstream: &Upstream) -> ExchangeError {
+        ExchangeError::ResponseTimeout {
+            host: upstream.host.clone(),
+            seconds: self.limits.idle_timeout.as_secs(),
+        }
+    }
+
+    async fn dial(&self, upstream: &Upstream) -> Result<Link, ExchangeError> {
+        let limit = self.limits.connect_timeout;
+        let stream = tokio::time::timeout(limit, self.connect(upstream))
+            .await
+            .map_err(|_| ExchangeError::ConnectTimeout {
+                host: upstream.host.clone(),
+                seconds: limit.as_secs(),
+            })?
+            .map_err(|source| ExchangeError::Connect {
+                host: upstream.host.clone(),
+                source,
+            })?;
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(self.limits.head_bytes_max.max(MIN_BUFFER_BYTES))
+            .max_headers(HEADERS_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| broken(upstream, source))?;
+        Ok(Link {
+            connection: Some(connection),
+            sender,
+            idle_since: clock::instant(),
+        })
+    }
+
+    async fn connect(&self, upstream: &Upstream) -> io::Result<Stream> {
+        let tcp = TcpStream::connect((upstream.host.as_str(), upstream.port)).await?;
+        tcp.set_nodelay(true)?;
+        match &upstream.tls {
+            None => Ok(Stream::Tcp(tcp)),
+            Some(name) => {
+                let tls = self.tls.connect(name.clone(), tcp).await?;
+                Ok(Stream::Tls(Box::new(tls)))
+            }
+        }
+    }
+
+    fn check_out(&self, name: &Arc<str>) -> Option<Link> {
+        let now = clock::instant();
+        let mut idle = self.idle.borrow_mut();
+        let links = idle.get_mut(name)?;
+        while let Some(mut link) = links.pop() {
+            if now.duration_since(link.idle_since) > self.limits.pool_idle_timeout {
+                links.clear();
+                return None;
+            }
+            link.drive(&mut idle_context());
+            if link.is_reusable() {
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    fn check_in(&self, name: &Arc<str>, mut link: Link) {
+        link.idle_since = clock::instant();
+        let mut idle = self.idle.borrow_mut();
+        let links = match idle.get_mut(name) {
+            Some(links) => links,
+            None => idle.entry(name.clone()).or_default(),
+        };
+        if links.len() < self.limits.pool_idle_max {
+            links.push(link);
+        }
+    }
+
+    /// Drops idle connections that are old or that the provider has closed. To be called now and
+    /// then: an idle connection has no task that would notice.
+    pub(super) fn sweep(&self) {
+        let now = clock::instant();
+        for links in self.idle.borrow_mut().values_mut() {
+            links.retain_mut(|link| {
+                link.drive(&mut idle_context());
+                link.is_reusable()
+                    && now.duration_since(link.idle_since) <= self.limits.pool_idle_timeout
+            });
+        }
+    }
+}
+
+/// How long a body waits for `100 Continue` from a provider that may never send it (RFC 9110,
+/// section 10.1.1, forbids to wait for ever).
+const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The smallest buffer that hyper accepts.
+const MIN_BUFFER_BYTES: usize = 8192;
+
+/// The most header fields in one head, of requests and responses alike.
+pub(super) const HEADERS_MAX: usize = 100;
+
+fn broken(upstream: &Upstream, source: hyper::Error) -> ExchangeError {
+    ExchangeError::Broken {
+        host: upstream.host.clone(),
+        source,
+    }
+}
+
+/// Whether the error is that of a pooled connection which the provider had closed already.
+fn is_stale(error: &hyper::Error) -> bool {
+    error.is_canceled()
+        || error.is_closed()
+        || error.is_incomplete_message()
+        || std::error::Error::source(error)
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .is_some_and(|source| {
+                matches!(
+                    source.kind(),
+                    io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::BrokenPipe
+                        | io::ErrorKind::ConnectionAborted
+                )
+            })
+}
+
+/// Makes the body of a request with `expect: 100-continue` wait for the provider's word; the
+/// flag is set when it comes.
+fn expect_continue(
+    request: &mut Request<RequestBody>,
+    progress: Option<&Rc<Progress>>,
+) -> Option<Arc<AtomicBool>> {
+    let progress = progress?;
+    if !request.headers().contains_key(http::header::EXPECT) {
+        return None;
+    }
+    progress.is_held.set(true);
+    let continued = Arc::new(AtomicBool::new(false));
+    let flag = continued.clone();
+    hyper::ext::on_informational(request, move |informational| {
+        if informational.status() == http::StatusCode::CONTINUE {
+            flag.store(true, Ordering::Relaxed);
+        }
+    });
+    Some(continued)
+}
+
+/// What came next of a response's body.
+pub(super) enum Piece {
+    /// Bytes.
+    Data(Bytes),
+    /// The trailers, after which nothing comes.
+    Trailers(HeaderMap),
+    /// The end that the framing promised.
+    End,
+    /// The body broke off.
+    Broken(hyper::Error),
+}
+
+/// A response's body, which owns the connection that it comes through.
+pub(super) struct UpstreamBody {
+    link: Option<Link>,
+    body: Incoming,
+    pool: Rc<Upstreams>,
+    name: Arc<str>,
+}
+
+impl UpstreamBody {
+    /// The next piece. After `Trailers`, `End` or `Broken` it must not be polled again.
+    pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+        let is_driven = match &mut self.link {
+            Some(link) if link.connection.is_some() => {
+                link.drive(cx);
+                true
+            }
+            _ => false,
+        };
+        // Only our own drive can fill a driven body, so its waker would wake nobody; the
+        // connection was polled last with the real one.
+        let frame = if is_driven {
+            Pin::new(&mut self.body).poll_frame(&mut idle_context())
+        } else {
+            Pin::new(&mut self.body).poll_frame(cx)
+        };
+        match frame {
+            Poll::Pending if is_driven && self.link.as_ref().is_some_and(Link::is_over) => {
+                // The connection ended in this very drive: ask once more, for its last word.
+                Pin::new(&mut self.body).poll_frame(cx).map(Piece::of)
+            }
+            other => other.map(Piece::of),
+        }
+    }
+
+    /// Whether nothing more will come.
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    /// The announced length of what is still to come.
+    pub(super) fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+
+    /// Gives the connection back to the pool if it is in a state for another request. To be
+    /// called at a clean end only.
+    pub(super) fn release(&mut self) {
+        if let Some(mut link) = self.link.take() {
+            link.drive(&mut idle_context());
+            if link.is_reusable() {
+                self.pool.check_in(&self.name, link);
+            }
+        }
+    }
+
+    /// Closes the connection.
+    pub(super) fn close(&mut self) {
+        self.link = None;
+    }
+}
+
+impl Link {
+    fn is_over(&self) -> bool {
+        self.connection.is_none()
+    }
+}
+
+impl Piece {
+    fn of(frame: Option<Result<http_body::Frame<Bytes>, hyper::Error>>) -> Piece {
+        match frame {
+            None => Piece::End,
+            Some(Err(error)) => Piece::Broken(error),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(bytes) => Piece::Data(bytes),
+                Err(frame) => frame.into_trailers().map_or(Piece::End, Piece::Trailers),
+            },
+        }
+    }
+}

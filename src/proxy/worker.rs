@@ -1,0 +1,454 @@
+//! The threads that serve traffic, and how they start and stop.
+//!
+//! Each thread has a runtime of its own and everything that a request needs, so that a request
+//! never changes threads and takes no lock but the journal's.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+
+use crate::caller::Instance;
+use crate::ledger::Ledger;
+use crate::metrics::{Connection, Listener};
+use crate::price::PriceBook;
+use crate::proxy::identity::Identity;
+use crate::proxy::refusal::Refusal;
+use crate::proxy::relay::DrainLimits;
+use crate::proxy::route::Routes;
+use crate::proxy::service::Service;
+use crate::proxy::settle::Books;
+use crate::proxy::stream::{ClientLimits, ClientStream, Phase};
+use crate::proxy::upstream::{HEADERS_MAX, Limits, Upstreams};
+use crate::proxy::{AttributionConfig, Config, MeterConfig, OnClientDisconnect};
+
+/// How often idle upstream connections are looked over.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long accepting pauses after it failed, as it does when descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long traffic must rest before a stopping proxy closes its listener.
+const QUIET_TIME: Duration = Duration::from_millis(200);
+
+/// How long the last responses may take to leave once nothing is under way any more.
+const FLUSH_TIME: Duration = Duration::from_secs(5);
+
+/// The most threads that an unset `threads` makes.
+const AUTO_THREADS_MAX: usize = 4;
+
+/// What the proxy is made of.
+pub struct ProxyParts {
+    /// Listener and limits.
+    pub config: Config,
+    /// What is done for metering.
+    pub meter: MeterConfig,
+    /// Whom requests are attributed to.
+    pub attribution: AttributionConfig,
+    /// Keys the fingerprints.
+    pub pepper: String,
+    /// Where requests go.
+    pub routes: Routes,
+    /// Where finished requests are entered.
+    pub ledger: Ledger,
+    /// What they cost.
+    pub prices: Arc<PriceBook>,
+    /// Where this process runs.
+    pub instance: Instance,
+    /// TLS towards providers.
+    pub tls: Arc<rustls::ClientConfig>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    /// No new connections; open ones end after their response.
+    Closing,
+    /// Everything ends now.
+    Aborting,
+}
+
+/// What the threads share.
+struct Shared {
+    config: Config,
+    meter: MeterConfig,
+    attribution: AttributionConfig,
+    pepper: String,
+    routes: Arc<Routes>,
+    ledger: Ledger,
+    prices: Arc<PriceBook>,
+    instance: Instance,
+    tls: Arc<rustls::ClientConfig>,
+    is_aborting: Arc<AtomicBool>,
+    under_way: Arc<AtomicUsize>,
+    connections: AtomicU32,
+}
+
+/// A running proxy.
+pub struct Proxy {
+    address: SocketAddr,
+    stage: watch::Sender<Stage>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Starts serving on a bound listener.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be made.
+    pub fn start(listener: std::net::TcpListener, parts: ProxyParts) -> io::Result<Proxy> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let count = match parts.config.threads {
+            None => std::thread::available_parallelism()?
+                .get()
+                .min(AUTO_THREADS_MAX),
+            Some(count) => usize::from(count).max(1),
+        };
+        let (stage, _) = watch::channel(Stage::Serving);
+        let shared = Arc::new(Shared {
+            config: parts.config,
+            meter: parts.meter,
+            attribution: parts.attribution,
+            pepper: parts.pepper,
+            routes: Arc::new(parts.routes),
+            ledger: parts.ledger,
+            prices: parts.prices,
+            instance: parts.instance,
+            tls: parts.tls,
+            is_aborting: Arc::new(AtomicBool::new(false)),
+            under_way: Arc::new(AtomicUsize::new(0)),
+            connections: AtomicU32::new(0),
+        });
+        let mut threads = Vec::with_capacity(count);
+        for index in 0..count {
+            let listener = listener.try_clone()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let (shared, stage) = (shared.clone(), stage.subscribe());
+            let thread = std::thread::Builder::new()
+                .name(format!("proxy-{index}"))
+                .spawn(move || {
+                    let local = LocalSet::new();
+                    let served = local.block_on(&runtime, serve(listener, shared, stage));
+                    if let Err(error) = served {
+                        tracing::error!(%error, "a proxy thread ended");
+                    }
+                })?;
+            threads.push(thread);
+        }
+        Ok(Proxy {
+            address,
+            stage,
+            shared,
+            threads,
+        })
+    }
+
+    /// The address that it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Requests under way.
+    pub fn under_way(&self) -> usize {
+        self.shared.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Stops: goes on serving, new connections included, until traffic rests; then closes. When
+    /// `grace` is over or `hurry` resolves, what is still under way is cut off and recorded as
+    /// interrupted.
+    pub async fn stop(self, grace: Duration, hurry: impl Future<Output = ()>) {
+        let mut hurry = pin!(hurry);
+        let idle = async {
+            tokio::select! {
+                () = self.quiet() => {}
+                () = tokio::time::sleep(grace) => {
+                    tracing::warn!(under_way = self.under_way(), "the grace period is over");
+                }
+            }
+        };
+        let is_idle = tokio::select! {
+            () = idle => self.under_way() == 0,
+            () = &mut hurry => false,
+        };
+        if is_idle {
+            self.stage.send_replace(Stage::Closing);
+            let closed = tokio::time::timeout(FLUSH_TIME, self.closed());
+            tokio::select! {
+                _ = closed => {}
+                () = &mut hurry => {}
+            }
+        }
+        self.shared.is_aborting.store(true, Ordering::Relaxed);
+        self.stage.send_replace(Stage::Aborting);
+        for thread in self.threads {
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!("a proxy thread panicked");
+            }
+        }
+    }
+
+    /// Resolves when nothing was under way for a while.
+    async fn quiet(&self) {
+        let step = QUIET_TIME / 4;
+        let mut quiet = Duration::ZERO;
+        while quiet < QUIET_TIME {
+            tokio::time::sleep(step).await;
+            quiet = if self.under_way() == 0 {
+                quiet + step
+            } else {
+                Duration::ZERO
+            };
+        }
+    }
+
+    /// Resolves when no connection is open.
+    async fn closed(&self) {
+        while self.shared.connections.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// One thread's life.
+async fn serve(
+    listener: std::net::TcpListener,
+    shared: Arc<Shared>,
+    mut stage: watch::Receiver<Stage>,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let service = Rc::new(service(&shared));
+    let watched = stage.clone();
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => accept(socket, &shared, &service, &watched),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            _ = sweep.tick() => service.upstreams.sweep(),
+            changed = stage.wait_for(|stage| *stage != Stage::Serving) => {
+                drop(changed);
+                break;
+            }
+        }
+    }
+    drop(listener);
+    // The connections' tasks run until the stage says otherwise; returning drops them.
+    drop(stage.wait_for(|stage| *stage == Stage::Aborting).await);
+    Ok(())
+}
+
+fn service(shared: &Arc<Shared>) -> Service {
+    let config = &shared.config;
+    let head_bytes_max = usize::try_from(config.head_bytes_max.as_u64()).unwrap_or(usize::MAX);
+    let limits = Limits {
+        connect_timeout: config.connect_timeout,
+        idle_timeout: config.idle_timeout,
+        pool_idle_timeout: config.pool_idle_timeout,
+        pool_idle_max: config.pool_idle_max.into(),
+        head_bytes_max,
+    };
+    let drain = match shared.meter.on_client_disconnect {
+        OnClientDisconnect::Cancel => None,
+        OnClientDisconnect::Drain => Some(DrainLimits {
+            time: shared.meter.drain_timeout,
+            bytes: shared.meter.drain_max_bytes.as_u64(),
+        }),
+    };
+    Service {
+        routes: shared.routes.clone(),
+        upstreams: Upstreams::new(shared.tls.clone(), limits),
+        books: Rc::new(Books {
+            ledger: shared.ledger.clone(),
+            prices: shared.prices.clone(),
+            instance: shared.instance.clone(),
+            control_rows: shared.meter.control_rows,
+            is_aborting: shared.is_aborting.clone(),
+            under_way: shared.under_way.clone(),
+        }),
+        identity: Identity::new(&shared.attribution, &shared.pepper),
+        head_bytes_max,
+        idle_timeout: config.idle_timeout,
+        drain,
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Counted {
+    shared: Arc<Shared>,
+    _gauge: Connection,
+}
+
+impl Counted {
+    /// One more connection, unless there are too many.
+    fn new(shared: &Arc<Shared>) -> Option<Counted> {
+        let max = shared.config.connections_max;
+        let counted =
+            shared
+                .connections
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                    (count < max).then_some(count + 1)
+                });
+        counted.ok()?;
+        let gauge = shared.ledger.metrics().connection(Listener::Proxy);
+        Some(Counted {
+            shared: shared.clone(),
+            _gauge: gauge,
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn accept(
+    socket: TcpStream,
+    shared: &Arc<Shared>,
+    service: &Rc<Service>,
+    stage: &watch::Receiver<Stage>,
+) {
+    let Some(counted) = Counted::new(shared) else {
+        shared.ledger.metrics().connection_refused(Listener::Proxy);
+        tokio::task::spawn_local(turn_away(socket, shared.config.connections_max));
+        return;
+    };
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let phase = Arc::new(Phase::default());
+    let limits = ClientLimits {
+        header_timeout: shared.config.header_timeout,
+        idle_timeout: shared.config.idle_timeout,
+    };
+    let stream = TokioIo::new(ClientStream::new(socket, phase.clone(), limits));
+    let service = service.clone();
+    let answering = service_fn(move |request| {
+        let (service, phase) = (service.clone(), phase.clone());
+        async move { Ok::<_, Infallible>(service.serve(request, phase).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // The socket has the limits: hyper has one timer for waiting and reading alike.
+        .header_read_timeout(None)
+        .max_buf_size(service_buffer(shared))
+        .max_headers(HEADERS_MAX)
+        .auto_date_header(false)
+        .serve_connection(stream, answering)
+        .with_upgrades();
+    let mut stage = stage.clone();
+    tokio::task::spawn_local(async move {
+        let _counted = counted;
+        let mut connection = pin!(connection);
+        let mut has_been_told = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a client connection ended");
+                    }
+                    return;
+                }
+                changed = stage.wait_for(|stage| *stage != Stage::Serving), if !has_been_told => {
+                    drop(changed);
+                    has_been_told = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    });
+}
+
+fn service_buffer(shared: &Shared) -> usize {
+    usize::try_from(shared.config.head_bytes_max.as_u64())
+        .unwrap_or(usize::MAX)
+        .max(8192)
+}
+
+/// Tells a client in HTTP that there are too many connections.
+async fn turn_away(mut socket: TcpStream, max: u32) {
+    let refusal = Refusal::new(
+        http::StatusCode::SERVICE_UNAVAILABLE,
+        "too_many_connections",
+        format!("there are {max} connections already (proxy.connections_max)"),
+    );
+    let body = refusal.body();
+    let head = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n{}: {}\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        crate::proxy::ERROR_HEADER,
+        refusal.kind,
+        body.len(),
+    );
+    let written = async {
+        socket.write_all(head.as_bytes()).await?;
+        socket.write_all(&body).await?;
+        socket.shutdown().await
+    };
+    if let Err(error) = written.await {
+        tracing::debug!(%error, "a refused client did not wait for the answer");
+    }
+}
+
+/// TLS towards providers: the public certificate authorities, and those in `ca_file`.
+///
+/// # Errors
+/// When the file cannot be read or holds no certificate.
+pub fn tls_config(ca_file: Option<&Path>) -> io::Result<Arc<rustls::ClientConfig>> {
+    let mut roots =
+        rustls::RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    if let Some(path) = ca_file {
+        let invalid = |problem: String| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{}: {problem}", path.display()),
+            )
+        };
+        let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
+            .map_err(|error| invalid(error.to_string()))?
+            .collect::<Result<_, _>>()
+            .map_err(|error| invalid(error.to_string()))?;
+        if certificates.is_empty() {
+            return Err(invalid("no certificate in it".to_owned()));
+        }
+        for certificate in certificates {
+            roots
+                .add(certificate)
+                .map_err(|error| invalid(error.to_string()))?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,742 @@
+//! The embedded store: one SQLite file in WAL mode, one writer, readers beside it.
+//!
+//! A batch is one `begin immediate` transaction, so that what it reads of the sums nobody else
+//! can change before it writes them. Amounts are decimal text, because SQLite's numbers are
+//! 64-bit integers and floats; sums are made here, exactly, and written as absolute values.
+//! Sources: sqlite.org/wal.html, sqlite.org/rescode.html.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use futures_util::TryStreamExt;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite as Db, SqliteConnection};
+
+use crate::record::UsageRecord;
+use crate::usage::Unit;
+
+use super::query::{Dimension, LogQuery, Totals, UsageQuery, UsageRow, timestamp};
+use super::row::{COLUMNS, Kind, LogRow, TOKEN_COLUMNS, Value, attribution, encode};
+use super::{Applied, Config, ROWS_PER_STATEMENT, StoreError};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// Readers that can read at a time; each is a connection with its own cache.
+const READERS_MAX: u32 = 4;
+
+/// A SQLite store.
+#[derive(Debug, Clone)]
+pub struct Sqlite {
+    path: PathBuf,
+    /// One connection: SQLite has one writer, and waiting for it here is fair. Absent where the
+    /// store was opened for reading.
+    writer: Option<SqlitePool>,
+    readers: SqlitePool,
+}
+
+impl Sqlite {
+    pub(super) async fn open(path: PathBuf, config: &Config) -> Result<Sqlite, StoreError> {
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| StoreError::Unavailable(sqlx::Error::Io(error)))?;
+        }
+        let options = options(&path, config)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // The journal forgets what the store committed, so a commit must survive power loss.
+            .synchronous(SqliteSynchronous::Full);
+        let writer = pool(1).connect_with(options).await.map_err(classify)?;
+        if config.migrate {
+            migrate(&writer).await?;
+        }
+        let readers = pool(READERS_MAX).connect_lazy_with(reader_options(&path, config));
+        check_schema(&readers, &path).await?;
+        Ok(Sqlite {
+            path,
+            writer: Some(writer),
+            readers,
+        })
+    }
+
+    pub(super) async fn open_read_only(
+        path: PathBuf,
+        config: &Config,
+    ) -> Result<Sqlite, StoreError> {
+        if !path.exists() {
+            return Err(StoreError::Missing(path));
+        }
+        let readers = pool(READERS_MAX).connect_lazy_with(reader_options(&path, config));
+        check_schema(&readers, &path).await?;
+        Ok(Sqlite {
+            path,
+            writer: None,
+            readers,
+        })
+    }
+
+    pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
+        let Some(writer) = &self.writer else {
+            return Err(StoreError::Config(
+                "the store was opened for reading".to_owned(),
+            ));
+        };
+        let mut applied = Applied::default();
+        let mut batch: Vec<(LogRow, &UsageRecord)> = Vec::with_capacity(records.len());
+        for (index, record) in records.iter().enumerate() {
+            match encode(record) {
+                Ok(row) => batch.push((row, record)),
+                Err(rejection) => applied.rejected.push((index, rejection)),
+            }
+        }
+        if batch.is_empty() {
+            return Ok(applied);
+        }
+
+        let mut transaction = writer
+            .begin_with("begin immediate")
+            .await
+            .map_err(classify)?;
+        let mut inserted = HashSet::with_capacity(batch.len());
+        for rows in batch.chunks(ROWS_PER_STATEMENT) {
+            insert_new(&mut transaction, rows, &mut inserted).await?;
+        }
+        let mut sums: BTreeMap<Bucket, Totals> = BTreeMap::new();
+        for (row, record) in &batch {
+            // Taken out at its first use, so that a record that is twice in the batch counts once.
+            if !row
+                .get("id")
+                .as_text()
+                .is_some_and(|id| inserted.remove(id))
+            {
+                applied.duplicates += 1;
+                continue;
+            }
+            applied.stored += 1;
+            let totals = Totals::of(record);
+            for bucket in Bucket::of(record) {
+                let sum = sums.remove(&bucket).unwrap_or_default();
+                sums.insert(bucket, added(sum, &totals)?);
+            }
+        }
+        for (bucket, totals) in &sums {
+            add_to_bucket(&mut transaction, bucket, totals).await?;
+        }
+        transaction.commit().await.map_err(classify)?;
+        Ok(applied)
+    }
+
+    pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
+        let mut select = QueryBuilder::<Db>::new("");
+        for (index, source) in sources(query).iter().enumerate() {
+            if index > 0 {
+                select.push(" union all ");
+            }
+            source.push_select(&mut select, &query.by);
+        }
+        let mut groups: HashMap<Vec<Option<String>>, Totals> = HashMap::new();
+        let mut rows = select.build().fetch(&self.readers);
+        while let Some(row) = rows.try_next().await.map_err(classify)? {
+            let (group, totals) = decode_usage(&row, query.by.len())?;
+            let sum = groups.remove(&group).unwrap_or_default();
+            groups.insert(group, added(sum, &totals)?);
+        }
+        Ok(groups
+            .into_iter()
+            .map(|(group, totals)| UsageRow { group, totals })
+            .collect())
+    }
+
+    pub(super) async fn logs(&self, query: &LogQuery) -> Result<Vec<LogRow>, StoreError> {
+        let mut select = QueryBuilder::<Db>::new("select ");
+        push_columns(&mut select);
+        select.push(" from api_usage_logs where true");
+        if let Some(before) = query.before {
+            let id = before.hyphenated().to_string();
+            let started_at: Option<String> =
+                sqlx::query_scalar("select started_at from api_usage_logs where id = ?")
+                    .bind(&id)
+                    .fetch_optional(&self.readers)
+                    .await
+                    .map_err(classify)?;
+            let started_at = started_at.ok_or(StoreError::UnknownRow(before))?;
+            select.push(" and (started_at, id) < (");
+            select.push_bind(started_at).push(", ");
+            select.push_bind(id).push(")");
+        }
+        if let Some(provider) = &query.provider {
+            select.push(" and provider = ").push_bind(provider);
+        }
+        if let Some(outcome) = query.outcome {
+            select.push(" and outcome = ").push_bind(outcome.as_str());
+        }
+        select.push(" order by started_at desc, id desc limit ");
+        select.push_bind(i64::from(query.limit));
+        let rows = select
+            .build()
+            .fetch_all(&self.readers)
+            .await
+            .map_err(classify)?;
+        rows.iter().map(decode_log).collect()
+    }
+
+    pub(super) async fn attribution_labels(&self) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar(
+            "select distinct label.key from api_usage_aggregates, json_each(attribution) as label \
+             where granularity = 'day' order by 1",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(classify)
+    }
+
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("select 1 from api_usage_logs limit 1")
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(classify)?;
+        Ok(())
+    }
+
+    pub(super) fn description(&self) -> String {
+        format!("sqlite {}", self.path.display())
+    }
+
+    pub(super) async fn close(&self) {
+        self.readers.close().await;
+        if let Some(writer) = &self.writer {
+            writer.close().await;
+        }
+    }
+}
+
+fn options(path: &Path, config: &Config) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(config.busy_timeout)
+        .disable_statement_logging()
+}
+
+fn reader_options(path: &Path, config: &Config) -> SqliteConnectOptions {
+    options(path, config)
+        .create_if_missing(false)
+        .read_only(true)
+}
+
+fn pool(connections_max: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections_max)
+        .test_before_acquire(false)
+        .idle_timeout(None)
+        .max_lifetime(None)
+}
+
+/// Applies the migrations that the database lacks, all or none. SQLite's migrator takes no lock
+/// of its own, so one transaction around it keeps two processes apart.
+async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
+    let mut transaction = writer
+        .begin_with("begin immediate")
+        .await
+        .map_err(classify)?;
+    MIGRATIONS
+        .run_direct(None, &mut *transaction, false)
+        .await
+        .map_err(|error| match error {
+            MigrateError::Execute(error) => classify(error),
+            MigrateError::VersionMissing(_) => newer_schema(),
+            error => StoreError::Unusable(error.to_string()),
+        })?;
+    transaction.commit().await.map_err(classify)
+}
+
+/// Refuses a database whose schema is older or newer than this build's.
+async fn check_schema(readers: &SqlitePool, path: &Path) -> Result<(), StoreError> {
+    let needed = MIGRATIONS.iter().map(|migration| migration.version).max();
+    let version: Result<Option<i64>, sqlx::Error> =
+        sqlx::query_scalar("select max(version) from _sqlx_migrations where success")
+            .fetch_one(readers)
+            .await;
+    let version = match version.map_err(classify) {
+        Ok(version) => version,
+        // Another program's file, or a file whose first migration has not been committed.
+        Err(StoreError::Unusable(_)) => None,
+        Err(error) => return Err(error),
+    };
+    if version < needed {
+        return Err(StoreError::Unusable(format!(
+            "{} has no schema or an older one; run `taffrail migrate`",
+            path.display()
+        )));
+    }
+    if version > needed {
+        return Err(newer_schema());
+    }
+    Ok(())
+}
+
+fn newer_schema() -> StoreError {
+    StoreError::Unusable(
+        "the schema is of a newer version of taffrail; use that version or a newer one".to_owned(),
+    )
+}
+
+/// What the caller does about an error of SQLite. The low byte of its extended code is the
+/// primary one.
+fn classify(error: sqlx::Error) -> StoreError {
+    const ERROR: i32 = 1;
+    const CORRUPT: i32 = 11;
+    const SCHEMA: i32 = 17;
+    const TOOBIG: i32 = 18;
+    const CONSTRAINT: i32 = 19;
+    const MISMATCH: i32 = 20;
+    const RANGE: i32 = 25;
+    const NOTADB: i32 = 26;
+
+    match &error {
+        sqlx::Error::Database(database) => {
+            let code = database.code().and_then(|code| code.parse::<i32>().ok());
+            match code.map(|code| code & 0xff) {
+                Some(TOOBIG | CONSTRAINT | MISMATCH | RANGE) => {
+                    StoreError::Rejected(database.to_string())
+                }
+                Some(ERROR | CORRUPT | SCHEMA | NOTADB) => {
+                    StoreError::Unusable(database.to_string())
+                }
+                _ => StoreError::Unavailable(error),
+            }
+        }
+        sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::ColumnIndexOutOfBounds { .. }
+        | sqlx::Error::ColumnNotFound(_)
+        | sqlx::Error::TypeNotFound { .. } => StoreError::Unusable(error.to_string()),
+        sqlx::Error::Encode(_) => StoreError::Rejected(error.to_string()),
+        _ => StoreError::Unavailable(error),
+    }
+}
+
+/// `left` and `right` together, or the error of a sum that no column can hold.
+fn added(left: Totals, right: &Totals) -> Result<Totals, StoreError> {
+    left.checked_add(right)
+        .ok_or_else(|| StoreError::Rejected("a sum leaves the range of its column".to_owned()))
+}
+
+fn push_columns(query: &mut QueryBuilder<Db>) {
+    let mut columns = query.separated(", ");
+    for (name, _) in COLUMNS {
+        columns.push(name);
+    }
+}
+
+/// Inserts the rows whose id is new, and adds their ids to `inserted`.
+async fn insert_new(
+    connection: &mut SqliteConnection,
+    rows: &[(LogRow, &UsageRecord)],
+    inserted: &mut HashSet<String>,
+) -> Result<(), StoreError> {
+    let mut insert = QueryBuilder::<Db>::new("insert into api_usage_logs (");
+    push_columns(&mut insert);
+    insert.push(") ");
+    insert.push_values(rows, |mut values, (row, _)| {
+        for value in row.values() {
+            match value {
+                Value::Null => values.push_bind(None::<&str>),
+                Value::Text(text) | Value::Json(text) => values.push_bind(text.as_str()),
+                Value::Integer(number) => values.push_bind(*number),
+                Value::Boolean(value) => values.push_bind(*value),
+            };
+        }
+    });
+    insert.push(" on conflict (id) do nothing returning id");
+    let ids: Vec<String> = insert
+        .build_query_scalar()
+        .fetch_all(connection)
+        .await
+        .map_err(classify)?;
+    inserted.extend(ids);
+    Ok(())
+}
+
+/// The key of a row of sums; ordered as the table's primary key.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Bucket {
+    granularity: Granularity,
+    start: String,
+    provider: String,
+    model: String,
+    operation: &'static str,
+    outcome_class: &'static str,
+    attribution: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Granularity {
+    Day,
+    Hour,
+}
+
+impl Granularity {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Granularity::Day => "day",
+            Granularity::Hour => "hour",
+        }
+    }
+
+    const fn seconds(self) -> i64 {
+        match self {
+            Granularity::Day => 86_400,
+            Granularity::Hour => 3_600,
+        }
+    }
+
+    /// The start of the bucket that `at` lies in.
+    fn start(self, at: DateTime<Utc>) -> DateTime<Utc> {
+        let start = at.timestamp().div_euclid(self.seconds()) * self.seconds();
+        DateTime::from_timestamp(start, 0).unwrap_or(at)
+    }
+
+    /// The first start of a bucket that is not before `at`.
+    fn next_start(self, at: DateTime<Utc>) -> DateTime<Utc> {
+        let start = self.start(at);
+        if start == at {
+            return at;
+        }
+        DateTime::from_timestamp(start.timestamp() + self.seconds(), 0).unwrap_or(at)
+    }
+}
+
+/// The start of a bucket as stored: the timestamps of rows without their fraction.
+fn bucket_start(start: DateTime<Utc>) -> String {
+    start.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+impl Bucket {
+    /// The buckets that a record is counted in.
+    fn of(record: &UsageRecord) -> [Bucket; 2] {
+        [Granularity::Hour, Granularity::Day].map(|granularity| Bucket {
+            granularity,
+            start: bucket_start(granularity.start(record.started_at)),
+            provider: record.provider.replace('\0', ""),
+            model: record.model().unwrap_or_default().replace('\0', ""),
+            operation: record.operation.as_str(),
+            outcome_class: record.outcome.class().as_str(),
+            attribution: attribution(record),
+        })
+    }
+}
+
+/// The columns that rows and sums have in common, after those of the group.
+const SUM_COLUMNS_FIXED: usize = 4;
+
+/// Adds `totals` to the sums of a bucket.
+async fn add_to_bucket(
+    connection: &mut SqliteConnection,
+    bucket: &Bucket,
+    totals: &Totals,
+) -> Result<(), StoreError> {
+    let mut select = QueryBuilder::<Db>::new("select requests, unpriced_requests");
+    push_sum_columns(&mut select);
+    select.push(
+        " from api_usage_aggregates where (granularity, bucket_start, provider, model, operation, \
+         outcome_class, attribution) = (",
+    );
+    push_key(&mut select, bucket);
+    select.push(")");
+    let before = select
+        .build()
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(classify)?;
+    let before = match before {
+        Some(row) => decode_usage(&row, 0)?.1,
+        None => Totals::default(),
+    };
+    let after = added(before, totals)?;
+
+    let mut upsert = QueryBuilder::<Db>::new(
+        "insert or replace into api_usage_aggregates (granularity, bucket_start, provider, model, \
+         operation, outcome_class, attribution, requests, unpriced_requests",
+    );
+    push_sum_columns(&mut upsert);
+    upsert.push(") values (");
+    push_key(&mut upsert, bucket);
+    upsert.push(", ").push_bind(after.requests);
+    upsert.push(", ").push_bind(after.unpriced_requests);
+    for cost in [after.cost_usd, after.cost_upstream_usd] {
+        upsert
+            .push(", ")
+            .push_bind(cost.map(|cost| cost.to_string()));
+    }
+    for (unit, _) in TOKEN_COLUMNS {
+        let tokens = match after.quantities.get(unit) {
+            Some(sum) => Some(sum.to_i64().ok_or_else(|| {
+                StoreError::Rejected("a sum leaves the range of its column".to_owned())
+            })?),
+            None => None,
+        };
+        upsert.push(", ").push_bind(tokens);
+    }
+    let units: BTreeMap<&str, String> = after
+        .quantities
+        .iter()
+        .filter(|(unit, _)| !unit.is_token())
+        .map(|(unit, sum)| (unit.as_str(), sum.to_string()))
+        .collect();
+    let units = (!units.is_empty())
+        .then(|| serde_json::to_string(&units))
+        .transpose()
+        .map_err(|error| StoreError::Rejected(error.to_string()))?;
+    upsert.push(", ").push_bind(units).push(")");
+    upsert.build().execute(connection).await.map_err(classify)?;
+    Ok(())
+}
+
+fn push_key(query: &mut QueryBuilder<Db>, bucket: &Bucket) {
+    let mut key = query.separated(", ");
+    key.push_bind(bucket.granularity.as_str());
+    key.push_bind(bucket.start.as_str());
+    key.push_bind(bucket.provider.as_str());
+    key.push_bind(bucket.model.as_str());
+    key.push_bind(bucket.operation);
+    key.push_bind(bucket.outcome_class);
+    key.push_bind(bucket.attribution.as_str());
+}
+
+/// `, cost_usd, cost_upstream_usd, input_tokens, …, units`
+fn push_sum_columns(query: &mut QueryBuilder<Db>) {
+    query.push(", cost_usd, cost_upstream_usd");
+    for (_, column) in TOKEN_COLUMNS {
+        query.push(", ").push(column);
+    }
+    query.push(", units");
+}
+
+/// A table and the part of time that is read from it.
+#[derive(Debug, PartialEq, Eq)]
+struct Source {
+    /// `None` for the rows.
+    granularity: Option<Granularity>,
+    from: DateTime<Utc>,
+    to: Option<DateTime<Utc>>,
+}
+
+/// Where a query reads: sums for the whole hours and days, rows for what comes before the first
+/// whole hour, so that the window is exact and long windows are cheap. Dimensions that the sums
+/// do not have are read from the rows alone.
+fn sources(query: &UsageQuery) -> Vec<Source> {
+    let since = query.since;
+    if !query.by.iter().all(Dimension::is_aggregated) {
+        return vec![Source {
+            granularity: None,
+            from: since,
+            to: None,
+        }];
+    }
+    let first_hour = Granularity::Hour.next_start(since);
+    let mut sources = vec![Source {
+        granularity: None,
+        from: since,
+        to: Some(first_hour),
+    }];
+    if query.by.contains(&Dimension::Hour) {
+        sources.push(Source {
+            granularity: Some(Granularity::Hour),
+            from: first_hour,
+            to: None,
+        });
+    } else {
+        let first_day = Granularity::Day.next_start(first_hour);
+        sources.push(Source {
+            granularity: Some(Granularity::Hour),
+            from: first_hour,
+            to: Some(first_day),
+        });
+        sources.push(Source {
+            granularity: Some(Granularity::Day),
+            from: first_day,
+            to: None,
+        });
+    }
+    sources.retain(|source| source.to.is_none_or(|to| source.from < to));
+    sources
+}
+
+impl Source {
+    fn push_select(&self, select: &mut QueryBuilder<Db>, by: &[Dimension]) {
+        let (table, time, format): (_, _, fn(DateTime<Utc>) -> String) = match self.granularity {
+            None => ("api_usage_logs", "started_at", timestamp),
+            Some(_) => ("api_usage_aggregates", "bucket_start", bucket_start),
+        };
+        select.push("select ");
+        for dimension in by {
+            match dimension {
+                Dimension::Provider => select.push("provider"),
+                Dimension::Model if self.granularity.is_some() => select.push("nullif(model, '')"),
+                Dimension::Model => select.push("coalesce(model_served, model_requested)"),
+                Dimension::Operation => select.push("operation"),
+                Dimension::Outcome => select.push("outcome"),
+                Dimension::Day => select.push(format_args!("substr({time}, 1, 10)")),
+                Dimension::Hour => select.push(format_args!("substr({time}, 1, 13) || ':00Z'")),
+                Dimension::Key => select.push("key_fingerprint"),
+                Dimension::Instance => select.push("instance"),
+                Dimension::ServiceTier => select.push("service_tier"),
+                Dimension::Attribution(label) => select.push("attribution ->> ").push_bind(label),
+            };
+            select.push(", ");
+        }
+        select.push(match self.granularity {
+            None => "1, cost_usd is null",
+            Some(_) => "requests, unpriced_requests",
+        });
+        push_sum_columns(select);
+        select.push(format_args!(" from {table} where {time} >= "));
+        select.push_bind(format(self.from));
+        if let Some(to) = self.to {
+            select.push(format_args!(" and {time} < "));
+            select.push_bind(format(to));
+        }
+        if let Some(granularity) = self.granularity {
+            select.push(" and granularity = ");
+            select.push_bind(granularity.as_str());
+        }
+    }
+}
+
+/// The group and the sums of a row of [`Source::push_select`].
+fn decode_usage(
+    row: &SqliteRow,
+    dimensions: usize,
+) -> Result<(Vec<Option<String>>, Totals), StoreError> {
+    let group = (0..dimensions)
+        .map(|index| row.try_get(index))
+        .collect::<Result<_, _>>()
+        .map_err(classify)?;
+    let sum = |index: usize| -> Result<Option<_>, StoreError> {
+        let text: Option<&str> = row.try_get(dimensions + index).map_err(classify)?;
+        text.map(parse_sum).transpose()
+    };
+    let mut totals = Totals {
+        requests: row.try_get(dimensions).map_err(classify)?,
+        unpriced_requests: row.try_get(dimensions + 1).map_err(classify)?,
+        cost_usd: sum(2)?,
+        cost_upstream_usd: sum(3)?,
+        quantities: BTreeMap::new(),
+    };
+    let first_token = dimensions + SUM_COLUMNS_FIXED;
+    for (index, (unit, _)) in TOKEN_COLUMNS.iter().enumerate() {
+        let tokens: Option<i64> = row.try_get(first_token + index).map_err(classify)?;
+        if let Some(tokens) = tokens {
+            totals.quantities.insert(*unit, tokens.into());
+        }
+    }
+    let units: Option<&str> = row
+        .try_get(first_token + TOKEN_COLUMNS.len())
+        .map_err(classify)?;
+    if let Some(units) = units {
+        let units: BTreeMap<String, String> = serde_json::from_str(units)
+            .map_err(|_| StoreError::Unusable("a row's units are not readable".to_owned()))?;
+        for (name, quantity) in &units {
+            // A unit of a newer version is not this one's to sum.
+            if let Some(unit) = Unit::from_name(name) {
+                totals.quantities.insert(unit, parse_sum(quantity)?);
+            }
+        }
+    }
+    Ok((group, totals))
+}
+
+fn parse_sum(text: &str) -> Result<super::DecimalSum, StoreError> {
+    text.parse()
+        .map_err(|_| StoreError::Unusable("a row's decimal is not readable".to_owned()))
+}
+
+fn decode_log(row: &SqliteRow) -> Result<LogRow, StoreError> {
+    let mut values = Vec::with_capacity(COLUMNS.len());
+    for (index, (_, kind)) in COLUMNS.iter().enumerate() {
+        let value = match kind {
+            Kind::Text => row
+                .try_get::<Option<String>, _>(index)
+                .map(|text| text.map(Value::Text)),
+            Kind::Json => row
+                .try_get::<Option<String>, _>(index)
+                .map(|json| json.map(Value::Json)),
+            Kind::Integer => row
+                .try_get::<Option<i64>, _>(index)
+                .map(|number| number.map(Value::Integer)),
+            Kind::Boolean => row
+                .try_get::<Option<bool>, _>(index)
+                .map(|value| value.map(Value::Boolean)),
+        };
+        values.push(value.map_err(classify)?.unwrap_or(Value::Null));
+    }
+    Ok(LogRow::new(values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    fn plan(since: &str, by: &[Dimension]) -> Vec<Source> {
+        sources(&UsageQuery {
+            since: at(since),
+            by: by.to_vec(),
+        })
+    }
+
+    fn source(granularity: Option<Granularity>, from: &str, to: Option<&str>) -> Source {
+        Source {
+            granularity,
+            from: at(from),
+            to: to.map(at),
+        }
+    }
+
+    #[test]
+    fn a_window_is_read_from_rows_then_hours_then_days() {
+        assert_eq!(
+            plan("2026-11-23T05:07:09Z", &[Dimension::Model]),
+            [
+                source(None, "2026-11-23T05:07:09Z", Some("2026-11-23T06:00:00Z")),
+                source(
+                    Some(Granularity::Hour),
+                    "2026-11-23T06:00:00Z",
+                    Some("2026-11-24T00:00:00Z")
+                ),
+                source(Some(Granularity::Day), "2026-11-24T00:00:00Z", None),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_window_of_whole_days_needs_the_days_alone() {
+        assert_eq!(
+            plan("2026-11-23T00:00:00Z", &[Dimension::Day]),
+            [source(Some(Granularity::Day), "2026-11-23T00:00:00Z", None)]
+        );
+    }
+
+    #[test]
+    fn hours_are_never_read_from_days_and_details_from_rows_alone() {
+        let since = "2026-11-23T05:00:00Z";
+        assert_eq!(
+            plan(since, &[Dimension::Hour]),
+            [source(Some(Granularity::Hour), since, None)]
+        );
+        assert_eq!(
+            plan(since, &[Dimension::Model, Dimension::Outcome]),
+            [source(None, since, None)]
+        );
+    }
+}

@@ -1,0 +1,583 @@
+//! What must hold of the wire formats and rewrites for any bytes, cut anywhere.
+//!
+//! The property tests of the suite feed these functions with likely inputs, the fuzz targets
+//! with unlikely ones. Each compares with a plain reading of the whole, mostly by serde_json.
+
+use std::borrow::Cow;
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use taffrail::proxy::rewrite::{Splicer, UsageEventFilter, inject_usage};
+use taffrail::wire::inflate::{Decoding, Inflater, OUTPUT_BYTES_MAX};
+use taffrail::wire::json::{
+    Found, Kind, MAX_DEPTH, Path, Picker, Status, Step, Want, decimal_of, text_of,
+};
+use taffrail::wire::multipart::{FieldReader, VALUE_BYTES_MAX};
+use taffrail::wire::sse::{Decoder, NAME_BYTES_MAX, Piece};
+
+/// Cuts into pieces of sizes that the seed decides; some are empty.
+pub(crate) fn cut(bytes: &[u8], seed: u64) -> Vec<&[u8]> {
+    let mut state = seed;
+    let mut rest = bytes;
+    let mut pieces = Vec::new();
+    while !rest.is_empty() {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let size = match state >> 60 {
+            0..=7 => state >> 33 & 3,
+            8..=13 => state >> 33 & 31,
+            _ => state >> 33 & 1023,
+        };
+        let size = usize::try_from(size).unwrap().min(rest.len());
+        let (piece, after) = rest.split_at(size);
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces
+}
+
+/// Every way to cut that a property tries: whole, as the seed says, byte by byte.
+fn ways(bytes: &[u8], seed: u64) -> [Vec<&[u8]>; 3] {
+    [vec![bytes], cut(bytes, seed), bytes.chunks(1).collect()]
+}
+
+/// Calls `run` on every way to cut, checks that the results agree and returns the result.
+fn agreed<T: PartialEq + std::fmt::Debug>(
+    bytes: &[u8],
+    seed: u64,
+    run: impl Fn(&[&[u8]]) -> T,
+) -> T {
+    let [whole, some, single] = ways(bytes, seed).map(|pieces| run(&pieces));
+    assert_eq!(
+        whole,
+        some,
+        "cut by {seed}: {:?}",
+        String::from_utf8_lossy(bytes)
+    );
+    assert_eq!(
+        whole,
+        single,
+        "cut into bytes: {:?}",
+        String::from_utf8_lossy(bytes)
+    );
+    whole
+}
+
+// The picker.
+
+/// A [`Found`] that owns its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fact {
+    Text(Vec<u8>),
+    TooLong,
+    Kind(Kind, bool),
+    Count(u64),
+}
+
+impl Fact {
+    fn of(found: Found<'_>) -> Fact {
+        match found {
+            Found::Text(text) => Fact::Text(text.to_vec()),
+            Found::TooLong => Fact::TooLong,
+            Found::Kind { kind, empty } => Fact::Kind(kind, empty),
+            Found::Count(count) => Fact::Count(count),
+        }
+    }
+}
+
+/// The picker reports what serde_json reads, in the order that is documented, and never calls a
+/// document complete that serde_json refuses.
+pub(crate) fn picker(paths: &'static [Path], document: &[u8], seed: u64) {
+    let (facts, status) = agreed(document, seed, |pieces| {
+        let mut picker = Picker::new(paths);
+        let mut facts = Vec::new();
+        let mut note = |path, found: Found<'_>| facts.push((path, Fact::of(found)));
+        let mut used = 0;
+        for piece in pieces {
+            used += picker.scan(piece, &mut note);
+        }
+        let status = picker.end(&mut note);
+        (
+            facts,
+            (status, (status == Status::Complete).then_some(used)),
+        )
+    });
+
+    // Nothing is reported beyond its limit.
+    for (path, fact) in &facts {
+        if let (Fact::Text(text), Want::Text(limit)) = (fact, paths[*path].want) {
+            assert!(text.len() <= limit);
+        }
+        // No helper panics, whatever the text.
+        if let Fact::Text(text) = fact {
+            drop((text_of(text), decimal_of(text)));
+        }
+    }
+
+    let (status, used) = status;
+    let json = document
+        .strip_prefix("\u{feff}".as_bytes())
+        .unwrap_or(document);
+    let verdict = serde_json::from_slice::<IgnoredAny>(json);
+    let shown = String::from_utf8_lossy(document);
+    match status {
+        Status::Complete => {
+            let own = &json[..used.unwrap() - (document.len() - json.len())];
+            assert!(
+                serde_json::from_slice::<IgnoredAny>(own).is_ok(),
+                "complete: {shown:?}"
+            );
+            let expected = expected(paths, own);
+            if let Some(expected) = expected {
+                assert_eq!(facts, expected, "{shown:?}");
+            }
+        }
+        Status::Partial | Status::Empty => {
+            // Of a number that was cut behind its point, serde_json says that it is none.
+            let longer = serde_json::from_slice::<IgnoredAny>(&[json, b"0"].concat());
+            let is_start = |error: serde_json::Error| error.is_eof();
+            let is_number_cut = longer.map_or_else(is_start, |_| true);
+            assert!(
+                verdict.is_err_and(|error| error.is_eof() || is_number_cut),
+                "{status:?}: {shown:?}"
+            );
+        }
+        Status::Malformed => assert!(verdict.is_err(), "malformed: {shown:?}"),
+        Status::TooDeep => {
+            let opened = document
+                .iter()
+                .filter(|byte| matches!(byte, b'[' | b'{'))
+                .count();
+            assert!(opened > MAX_DEPTH);
+        }
+    }
+}
+
+/// What should be found in a whole document; `None` where serde_json cannot tell, for lone
+/// surrogates and invalid UTF-8.
+fn expected(paths: &[Path], document: &[u8]) -> Option<Vec<(usize, Fact)>> {
+    let root: &RawValue = serde_json::from_slice(document).ok()?;
+    let mut facts = Vec::new();
+    let all: Vec<usize> = (0..paths.len()).collect();
+    expect_value(paths, &all, 0, root.get(), &mut facts)?;
+    Some(facts)
+}
+
+/// Adds what should be found in a value that the first `depth` steps of these paths lead to.
+fn expect_value(
+    paths: &[Path],
+    reaching: &[usize],
+    depth: usize,
+    text: &str,
+    facts: &mut Vec<(usize, Fact)>,
+) -> Option<()> {
+    let (here, deeper): (Vec<usize>, Vec<usize>) = reaching
+        .iter()
+        .partition(|path| paths[**path].steps.len() == depth);
+    let kind = match text.as_bytes()[0] {
+        b'n' => Kind::Null,
+        b't' | b'f' => Kind::Bool,
+        b'"' => Kind::String,
+        b'[' => Kind::Array,
+        b'{' => Kind::Object,
+        _ => Kind::Number,
+    };
+    let mut is_empty = false;
+    let mut inner = Vec::new();
+    let mut count = None;
+    match kind {
+        Kind::String => {
+            is_empty = text == "\"\"";
+            let wants_chars = here.iter().any(|path| paths[*path].want == Want::Chars);
+            if wants_chars {
+                let content: Cow<'_, str> = serde_json::from_str(text).ok()?;
+                count = Some(u64::try_from(content.chars().count()).unwrap());
+                assert_eq!(text_of(text.as_bytes()), Some(content));
+            }
+        }
+        Kind::Array => {
+            let elements: Vec<&RawValue> = serde_json::from_str(text).ok()?;
+            is_empty = elements.is_empty();
+            count = Some(u64::try_from(elements.len()).unwrap());
+            for element in elements {
+                let further: Vec<usize> = deeper
+                    .iter()
+                    .copied()
+                    .filter(|path| paths[*path].steps[depth] == Step::Each)
+                    .collect();
+                expect_value(paths, &further, depth + 1, element.get(), &mut inner)?;
+            }
+        }
+        Kind::Object => {
+            let Members(members) = serde_json::from_str(text).ok()?;
+            is_empty = members.is_empty();
+            for (key, value) in members {
+                let leads =
+                    |step: Step| matches!(step, Step::Key(wanted) if wanted == key.as_str());
+                let further: Vec<usize> = deeper
+                    .iter()
+                    .copied()
+                    .filter(|path| leads(paths[*path].steps[depth]))
+                    .collect();
+                expect_value(paths, &further, depth + 1, value.get(), &mut inner)?;
+            }
+        }
+        Kind::Null | Kind::Bool | Kind::Number => {}
+    }
+    let is_scalar = matches!(kind, Kind::Null | Kind::Bool | Kind::Number);
+    for &path in here
+        .iter()
+        .filter(|path| !is_scalar && paths[**path].want == Want::Kind)
+    {
+        facts.push((path, Fact::Kind(kind, is_empty)));
+    }
+    facts.append(&mut inner);
+    for &path in &here {
+        let fact = match paths[path].want {
+            Want::Text(limit) if text.len() > limit => Fact::TooLong,
+            Want::Text(_) => Fact::Text(text.into()),
+            Want::Kind if is_scalar => Fact::Kind(kind, false),
+            Want::Chars if kind == Kind::String => Fact::Count(count.unwrap()),
+            Want::Count if kind == Kind::Array => Fact::Count(count.unwrap()),
+            Want::Kind | Want::Chars | Want::Count => continue,
+        };
+        facts.push((path, fact));
+    }
+    Some(())
+}
+
+/// The members of an object in order, duplicates kept.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Vec<(String, &'de RawValue)>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(members)
+            }
+        }
+        deserializer.deserialize_map(All).map(Members)
+    }
+}
+
+// Server-sent events.
+
+/// An event: name and data.
+type Event = (Vec<u8>, Vec<u8>);
+
+/// The decoder's pieces put together are the events that a plain reading of the standard gives,
+/// and an unterminated last one.
+pub(crate) fn sse(stream: &[u8], seed: u64) -> Vec<Event> {
+    let events = agreed(stream, seed, |pieces| {
+        let mut events = Vec::new();
+        let (mut name, mut data) = (Vec::new(), Vec::new());
+        let mut note = |piece: Piece<'_>| match piece {
+            Piece::Name(bytes) => name = bytes.to_vec(),
+            Piece::Data(bytes) => {
+                assert!(!bytes.is_empty());
+                data.extend_from_slice(bytes);
+            }
+            Piece::End => {
+                events.push((std::mem::take(&mut name), std::mem::take(&mut data)));
+            }
+        };
+        let mut decoder = Decoder::new();
+        for piece in pieces {
+            decoder.push(piece, &mut note);
+        }
+        decoder.end(&mut note);
+        assert_eq!((name, data), Event::default(), "pieces of no event");
+        events
+    });
+    assert_eq!(
+        events,
+        plain_events(stream),
+        "{:?}",
+        String::from_utf8_lossy(stream)
+    );
+    events
+}
+
+/// The lines of a stream with their ends.
+fn lines(stream: &[u8]) -> Vec<(&[u8], &[u8])> {
+    let mut lines = Vec::new();
+    let mut rest = stream;
+    while !rest.is_empty() {
+        let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
+        let end = end.unwrap_or(rest.len());
+        let (line, after) = rest.split_at(end);
+        let newline = if after.starts_with(b"\r\n") {
+            2
+        } else {
+            after.len().min(1)
+        };
+        let (newline, after) = after.split_at(newline);
+        lines.push((line, newline));
+        rest = after;
+    }
+    lines
+}
+
+/// A line's field and value; a comment has no field name.
+fn field(line: &[u8]) -> (&[u8], &[u8]) {
+    match line.iter().position(|byte| *byte == b':') {
+        Some(colon) => {
+            let value = &line[colon + 1..];
+            (&line[..colon], value.strip_prefix(b" ").unwrap_or(value))
+        }
+        None => (line, b""),
+    }
+}
+
+fn plain_events(stream: &[u8]) -> Vec<Event> {
+    let stream = stream.strip_prefix("\u{feff}".as_bytes()).unwrap_or(stream);
+    let mut events = Vec::new();
+    let (mut name, mut data): (Vec<u8>, Option<Vec<u8>>) = (Vec::new(), None);
+    for (line, _) in lines(stream).into_iter().chain([(&b""[..], &b""[..])]) {
+        if line.is_empty() {
+            let name = std::mem::take(&mut name);
+            if let Some(data) = data.take() {
+                events.push((name, data));
+            }
+            continue;
+        }
+        match field(line) {
+            (b"event", value) => name = value[..value.len().min(NAME_BYTES_MAX)].to_vec(),
+            (b"data", value) => match &mut data {
+                Some(data) => {
+                    data.push(b'\n');
+                    data.extend_from_slice(value);
+                }
+                None => data = Some(value.to_vec()),
+            },
+            _ => {}
+        }
+    }
+    events
+}
+
+// Content codings.
+
+/// The codings that are read, by name.
+pub(crate) const CODINGS: &[&str] = &["gzip", "deflate", "br", "zstd", "identity"];
+
+/// Garbage never panics and never yields more than the cap, and what is decodable does not
+/// depend on the cuts. Of what is not, the part before the fault may.
+pub(crate) fn inflate(body: &[u8], seed: u64) {
+    for coding in CODINGS {
+        let [whole, some, single] = ways(body, seed).map(|pieces| decode(coding, &pieces));
+        for (output, status) in [&some, &single] {
+            assert_eq!(*status, whole.1, "{coding}");
+            match status {
+                Decoding::Undecodable => {
+                    let shorter = output.len().min(whole.0.len());
+                    assert!(output[..shorter] == whole.0[..shorter], "{coding}");
+                }
+                Decoding::Ok | Decoding::TooLarge => assert!(*output == whole.0, "{coding}"),
+            }
+        }
+    }
+}
+
+/// What an encoded body decodes to.
+pub(crate) fn decode(coding: &str, pieces: &[&[u8]]) -> (Vec<u8>, Decoding) {
+    let mut inflater = Inflater::new(Some(coding));
+    let mut output = Vec::new();
+    for piece in pieces {
+        inflater.push(piece, &mut |bytes| output.extend_from_slice(bytes));
+    }
+    inflater.end();
+    assert!(coding == "identity" || output.len() <= usize::try_from(OUTPUT_BYTES_MAX).unwrap());
+    (output, inflater.status())
+}
+
+// Forms.
+
+/// The fields that the properties ask for.
+pub(crate) const FIELDS: &[&str] = &["model", "size"];
+
+/// What is read of a form does not depend on the cuts and keeps to the limit.
+pub(crate) fn multipart(boundary: &str, body: &[u8], seed: u64) -> Vec<(usize, Vec<u8>)> {
+    let content_type = format!("multipart/form-data; boundary={boundary}");
+    let (fields, _, _) = agreed(body, seed, |pieces| {
+        let mut fields = Vec::new();
+        let Some(mut reader) = FieldReader::new(&content_type, FIELDS) else {
+            return (fields, 0, false);
+        };
+        for piece in pieces {
+            reader.push(piece, &mut |field, value| {
+                fields.push((field, value.to_vec()))
+            });
+        }
+        (fields, reader.fields_too_long(), reader.is_complete())
+    });
+    for (field, value) in &fields {
+        assert!(*field < FIELDS.len() && value.len() <= VALUE_BYTES_MAX);
+    }
+    fields
+}
+
+// Rewrites.
+
+/// A request changes by the option alone, in memory and streaming alike.
+pub(crate) fn request(body: &[u8], seed: u64) -> bool {
+    let shown = String::from_utf8_lossy(body);
+    let injected = inject_usage(body);
+    if let Some(injected) = &injected {
+        let before: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let after: serde_json::Value = serde_json::from_slice(injected).unwrap_or_default();
+        // Deeper than serde_json follows, only the bytes are compared.
+        if !before.is_null() {
+            let mut expected = before.clone();
+            assert_eq!(expected["stream"], true, "{shown:?}");
+            assert!(
+                expected["stream_options"].get("include_usage").is_none(),
+                "{shown:?}"
+            );
+            expected["stream_options"]["include_usage"] = true.into();
+            assert_eq!(after, expected, "{shown:?}");
+        }
+        let same = |(one, other): &(&u8, &u8)| one == other;
+        let head = body.iter().zip(injected).take_while(same).count();
+        let tail = body
+            .iter()
+            .rev()
+            .zip(injected.iter().rev())
+            .take_while(same)
+            .count();
+        assert!(head + tail >= body.len() - b"null".len(), "{shown:?}");
+    }
+
+    let (out, has_injected) = agreed(body, seed, |pieces| {
+        let mut splicer = Splicer::new();
+        let (mut out, mut taken) = (Vec::new(), 0);
+        for piece in pieces {
+            splicer.push(piece, &mut out);
+            taken += piece.len();
+            assert!(out.len() <= taken && out.len() + 1024 >= taken);
+        }
+        splicer.end(&mut out);
+        (out, splicer.has_injected())
+    });
+    assert_eq!(out.len(), body.len() + Splicer::EXTRA_BYTES);
+    if has_injected {
+        if let Some(injected) = injected {
+            assert_eq!(out, injected, "{shown:?}");
+        }
+        let json = out.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&out);
+        assert!(
+            serde_json::from_slice::<IgnoredAny>(json).is_ok(),
+            "{shown:?}"
+        );
+    } else {
+        let padded = [body, &b" ".repeat(Splicer::EXTRA_BYTES)].concat();
+        assert_eq!(out, padded, "{shown:?}");
+    }
+    has_injected
+}
+
+/// A response loses the events of usage, and nothing else.
+pub(crate) fn response(stream: &[u8], seed: u64) -> u32 {
+    let (out, removed) = agreed(stream, seed, |pieces| {
+        let mut filter = UsageEventFilter::new();
+        let mut out = Vec::new();
+        for piece in pieces {
+            filter.push(piece, &mut out);
+        }
+        filter.end(&mut out);
+        (out, filter.removed())
+    });
+    let (expected, expected_removed) = plainly_filtered(stream);
+    let shown = String::from_utf8_lossy(stream);
+    assert_eq!(removed, expected_removed, "{shown:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&out),
+        String::from_utf8_lossy(&expected),
+        "{shown:?}"
+    );
+    removed
+}
+
+fn plainly_filtered(stream: &[u8]) -> (Vec<u8>, u32) {
+    let (mark, text) = match stream.strip_prefix("\u{feff}".as_bytes()) {
+        Some(text) => (&stream[..3], text),
+        None => (&b""[..], stream),
+    };
+    let mut out = mark.to_vec();
+    let mut removed = 0;
+    let mut block: Vec<(&[u8], &[u8])> = Vec::new();
+    for (line, newline) in lines(text) {
+        block.push((line, newline));
+        if line.is_empty() {
+            removed += filter_block(&block, &mut out);
+            block.clear();
+        }
+    }
+    removed += filter_block(&block, &mut out);
+    (out, removed)
+}
+
+/// Adds a block of lines, or only its comments if it is an event of usage.
+fn filter_block(block: &[(&[u8], &[u8])], out: &mut Vec<u8>) -> u32 {
+    let lines: Vec<&[u8]> = block
+        .iter()
+        .filter(|(line, _)| field(line).0 == b"data")
+        .map(|(line, _)| field(line).1)
+        .collect();
+    let is_usage = is_usage(&lines.join(&b'\n'));
+    for (line, newline) in block {
+        if !is_usage || line.starts_with(b":") {
+            out.extend_from_slice(line);
+            out.extend_from_slice(newline);
+        }
+    }
+    u32::from(is_usage)
+}
+
+/// Whether data is an object of which every `choices` is an empty array and every `usage` an
+/// object, and that has both.
+fn is_usage(data: &[u8]) -> bool {
+    const PATHS: &[Path] = &[
+        Path {
+            steps: &[],
+            want: Want::Kind,
+        },
+        Path {
+            steps: &[Step::Key("choices")],
+            want: Want::Kind,
+        },
+        Path {
+            steps: &[Step::Key("usage")],
+            want: Want::Kind,
+        },
+    ];
+    let data = data.strip_prefix("\u{feff}".as_bytes()).unwrap_or(data);
+    if serde_json::from_slice::<IgnoredAny>(data).is_err() {
+        return false;
+    }
+    // The picker is held to serde_json by its own property; here it reads keys that serde_json
+    // refuses.
+    let mut picker = Picker::new(PATHS);
+    let mut facts = [Vec::new(), Vec::new(), Vec::new()];
+    picker.push(data, &mut |path, found| facts[path].push(Fact::of(found)));
+    let [root, choices, usage] = facts;
+    let is_kind = |fact: &Fact, wanted| matches!(fact, Fact::Kind(kind, _) if *kind == wanted);
+    picker.end(&mut |_, _| {}) == Status::Complete
+        && root.iter().all(|fact| is_kind(fact, Kind::Object))
+        && !choices.is_empty()
+        && choices
+            .iter()
+            .all(|fact| *fact == Fact::Kind(Kind::Array, true))
+        && !usage.is_empty()
+        && usage.iter().all(|fact| is_kind(fact, Kind::Object))
+}

@@ -1,0 +1,15 @@
+//! Content codings: no panic, no output beyond the cap, no dependence on cuts.
+
+#![no_main]
+
+#[path = "../properties.rs"]
+#[expect(dead_code, reason = "each target checks one of the properties")]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    // The first bytes decide where the others are cut.
+    if let Some((seed, bytes)) = input.split_first_chunk() {
+        let seed = u64::from_le_bytes(*seed);
+        properties::inflate(bytes, seed);
+    }
+});

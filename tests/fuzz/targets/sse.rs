@@ -1,0 +1,15 @@
+//! Server-sent events against a plain reading of the standard.
+
+#![no_main]
+
+#[path = "../properties.rs"]
+#[expect(dead_code, reason = "each target checks one of the properties")]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    // The first bytes decide where the others are cut.
+    if let Some((seed, bytes)) = input.split_first_chunk() {
+        let seed = u64::from_le_bytes(*seed);
+        properties::sse(bytes, seed);
+    }
+});

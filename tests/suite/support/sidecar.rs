@@ -1,0 +1,106 @@
+//! A proxy in this process, around one upstream.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use taffrail::caller::Instance;
+use taffrail::journal::disk::LocalDisk;
+use taffrail::journal::{self, Journal};
+use taffrail::ledger::Ledger;
+use taffrail::metrics::exposition::Format;
+use taffrail::metrics::{self, Metrics};
+use taffrail::price::PriceBook;
+use taffrail::provider::Provider;
+use taffrail::proxy::{
+    AttributionConfig, Config, MeterConfig, Proxy, ProxyParts, Route, Routes, Upstream, tls_config,
+};
+use taffrail::record::UsageRecord;
+use tempfile::TempDir;
+
+/// A running sidecar with one route, `/up/…`.
+pub(crate) struct Sidecar {
+    pub(crate) address: SocketAddr,
+    pub(crate) proxy: Proxy,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) journal: Arc<Journal>,
+    _dir: TempDir,
+}
+
+impl Sidecar {
+    pub(crate) fn start(upstream: SocketAddr, provider: Arc<dyn Provider>) -> Sidecar {
+        let config = Config {
+            threads: Some(1),
+            ..Config::default()
+        };
+        Sidecar::start_with(upstream, provider, config, MeterConfig::default())
+    }
+
+    pub(crate) fn start_with(
+        upstream: SocketAddr,
+        provider: Arc<dyn Provider>,
+        config: Config,
+        meter: MeterConfig,
+    ) -> Sidecar {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let routes = Routes::new([Route {
+            name: "up".into(),
+            provider,
+            upstream: Upstream::parse(&format!("http://{upstream}")).unwrap(),
+            usage_injection: true,
+        }]);
+        let dir = tempfile::tempdir().unwrap();
+        let journal = journal::Config {
+            dir: dir.path().to_owned(),
+            ..journal::Config::default()
+        };
+        let (journal, _) = Journal::open(&journal, Arc::new(LocalDisk), Arc::new(|_| {})).unwrap();
+        let journal = Arc::new(journal);
+        let metrics = Arc::new(Metrics::new(&metrics::Config::default(), &[], &["up"]));
+        let parts = ProxyParts {
+            config,
+            meter,
+            attribution: AttributionConfig::default(),
+            pepper: String::new(),
+            routes,
+            ledger: Ledger::new(metrics.clone(), journal.clone()),
+            prices: Arc::new(PriceBook::embedded()),
+            instance: Instance::default(),
+            tls: tls_config(None).unwrap(),
+        };
+        let proxy = Proxy::start(listener, parts).unwrap();
+        Sidecar {
+            address: proxy.address(),
+            proxy,
+            metrics,
+            journal,
+            _dir: dir,
+        }
+    }
+
+    /// The records of `count` requests, in the order of their ends; fails if there are not as
+    /// many within a few seconds.
+    pub(crate) async fn records(&self, count: usize) -> Vec<UsageRecord> {
+        let mut records = Vec::new();
+        while records.len() < count {
+            let waited = tokio::time::timeout(Duration::from_secs(5), self.journal.wait()).await;
+            assert!(waited.is_ok(), "{} records of {count}", records.len());
+            while let Some(batch) = self.journal.next_batch(1000, usize::MAX).unwrap() {
+                records.extend(batch.records);
+                self.journal.commit(batch.upto);
+            }
+        }
+        assert_eq!(records.len(), count, "more records than requests");
+        records
+    }
+
+    /// The value of a sample, by its name and labels as they stand in the text exposition.
+    pub(crate) fn sample(&self, series: &str) -> Option<f64> {
+        let text = self
+            .metrics
+            .encode(Format::Text, tokio::time::Instant::now());
+        let text = String::from_utf8(text).unwrap();
+        text.lines()
+            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+    }
+}
