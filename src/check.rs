@@ -1,8 +1,8 @@
 //! `taffrail check` and `taffrail healthcheck`: whether the configuration works out here and now.
 //!
 //! In: a configuration that loaded. Out: one item per thing that the server needs, with what is
-//! wrong and how to mend it. Nothing is changed but for the journal's directory, which is made as
-//! the server would make it; no request goes to a provider.
+//! wrong and how to mend it. Nothing is changed but that the directories of journal and store are
+//! made, as the server would make them; no request goes to a provider.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -22,13 +22,15 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::config::{BUILT_IN_PROVIDERS, Config, Role};
+use crate::store::{self, Store, StoreError};
 
 /// How long an upstream may take to be resolved, connected to and shaken hands with.
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a listener on this machine may take to answer.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest answer that is read from a listener on this machine.
-const LOCAL_BODY_BYTES_MAX: usize = 64 * 1024;
+/// The header that marks an answer of the proxy's own, such as the one to a path that names no
+/// provider.
+const OWN_ANSWER_HEADER: &str = "x-taffrail-error";
 /// The path of the liveness probe.
 const HEALTHY_PATH: &str = "/-/healthy";
 
@@ -90,9 +92,8 @@ pub fn passed(items: &[Item]) -> bool {
     items.iter().all(|item| item.status != Status::Fail)
 }
 
-/// Tries out a configuration. `store` is what opening the store came to, since only its own part
-/// knows how: its description, or what is wrong.
-pub async fn check(config: &Config, store: Result<String, String>) -> Vec<Item> {
+/// Tries out a configuration.
+pub async fn check(config: &Config) -> Vec<Item> {
     // It would not be here if it did not hold.
     let mut items = vec![Item::of("configuration", Ok("holds".to_owned()))];
     items.push(Item::of("admin.listen", admin_port(config).await));
@@ -110,12 +111,9 @@ pub async fn check(config: &Config, store: Result<String, String>) -> Vec<Item> 
             "proxy.listen",
             proxy_port(config.proxy.listen).await,
         ));
-        if let Some(address) = config.proxy.tls_listen {
-            items.push(Item::of("proxy.tls_listen", free_port(address).await));
-        }
         items.push(Item::of("journal.dir", journal_dir(&config.journal.dir)));
     }
-    items.push(Item::of("store.url", store));
+    items.push(Item::of("store.url", store(&config.store).await));
     if config.role != Role::Exporter {
         items.extend(upstreams(config).await);
     }
@@ -129,8 +127,11 @@ pub async fn check(config: &Config, store: Result<String, String>) -> Vec<Item> 
 pub async fn healthcheck(admin_listen: SocketAddr) -> Result<(), String> {
     let address = reachable(admin_listen);
     match get(address, HEALTHY_PATH).await {
-        Ok((http::StatusCode::OK, _)) => Ok(()),
-        Ok((status, _)) => Err(format!("http://{address}{HEALTHY_PATH} answers {status}")),
+        Ok(answer) if answer.status() == http::StatusCode::OK => Ok(()),
+        Ok(answer) => {
+            let status = answer.status();
+            Err(format!("http://{address}{HEALTHY_PATH} answers {status}"))
+        }
         Err(error) => Err(format!("http://{address}{HEALTHY_PATH}: {error}")),
     }
 }
@@ -146,7 +147,7 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 }
 
 /// A request to a listener on this machine.
-async fn get(address: SocketAddr, path: &str) -> Result<(http::StatusCode, Bytes), String> {
+async fn get(address: SocketAddr, path: &str) -> Result<http::Response<()>, String> {
     let exchange = async {
         let stream = TcpStream::connect(address)
             .await
@@ -160,14 +161,11 @@ async fn get(address: SocketAddr, path: &str) -> Result<(http::StatusCode, Bytes
             .body(Empty::<Bytes>::new())
             .map_err(|error| error.to_string())?;
         let answer = async {
-            let response = sender
-                .send_request(request)
-                .await
-                .map_err(|e| e.to_string())?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), LOCAL_BODY_BYTES_MAX);
-            let body = body.collect().await.map_err(|error| error.to_string())?;
-            Ok((status, body.to_bytes()))
+            let answer = sender.send_request(request).await;
+            // The body, if any, is of no interest, and goes with the connection.
+            answer
+                .map(|answer| answer.map(drop))
+                .map_err(|e| e.to_string())
         };
         // The connection does the work; the answer ends it.
         tokio::select! {
@@ -201,17 +199,9 @@ async fn proxy_port(address: SocketAddr) -> Result<String, String> {
         Ok(free) => return Ok(free),
         Err(taken) => taken,
     };
-    // A path that names no provider is answered with the list of those that there are.
     let is_ours = match get(reachable(address), "/").await {
-        Ok((http::StatusCode::NOT_FOUND, body)) => {
-            let answer: Option<BTreeMap<String, serde_json::Value>> =
-                serde_json::from_slice(&body).ok();
-            answer.is_some_and(|answer| {
-                let nested = answer.get("error").and_then(|error| error.get("providers"));
-                answer.contains_key("providers") || nested.is_some()
-            })
-        }
-        _ => false,
+        Ok(answer) => answer.headers().contains_key(OWN_ANSWER_HEADER),
+        Err(_) => false,
     };
     if is_ours {
         Ok(format!("{address} is served by Taffrail already"))
@@ -239,8 +229,18 @@ async fn free_port(address: SocketAddr) -> Result<String, String> {
     Err(format!("{address} cannot be listened on, {mend}"))
 }
 
-/// Whether a file can be made, written, synced and removed in the journal's directory.
 fn journal_dir(dir: &Path) -> Result<String, String> {
+    match write_in(dir) {
+        Ok(()) => Ok(format!("{} is writable", dir.display())),
+        Err(error) => Err(format!(
+            "cannot write in {}: {error}; mount a writable volume there or set journal.dir",
+            dir.display()
+        )),
+    }
+}
+
+/// Makes, writes, syncs and removes a file in a directory, which is made if it is missing.
+fn write_in(dir: &Path) -> io::Result<()> {
     let probe = dir.join(format!(".check-{}", std::process::id()));
     let attempt = || -> io::Result<()> {
         std::fs::create_dir_all(dir)?;
@@ -249,17 +249,50 @@ fn journal_dir(dir: &Path) -> Result<String, String> {
         file.sync_all()
     };
     let written = attempt();
-    let removed = match std::fs::remove_file(&probe) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    match written.and(removed) {
-        Ok(()) => Ok(format!("{} is writable", dir.display())),
-        Err(error) => Err(format!(
-            "cannot write in {}: {error}; mount a writable volume there or set journal.dir",
-            dir.display()
-        )),
+    match std::fs::remove_file(&probe) {
+        Err(error) if written.is_ok() => Err(error),
+        _ => written,
     }
+}
+
+/// Whether the store answers, or can be made.
+async fn store(config: &store::Config) -> Result<String, String> {
+    let store = match Store::open_read_only(config).await {
+        Ok(store) => store,
+        Err(StoreError::Missing(path)) => {
+            let dir = path.parent().unwrap_or(Path::new("."));
+            let dir = if dir.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                dir
+            };
+            return match write_in(dir) {
+                Ok(()) => Ok(format!(
+                    "{} will be made at the first start",
+                    path.display()
+                )),
+                Err(error) => Err(format!(
+                    "cannot make {}: {error}; mount a writable volume there or set store.url",
+                    path.display()
+                )),
+            };
+        }
+        Err(error) => return Err(chain(&error)),
+    };
+    let answer = store.ping().await;
+    let description = store.description();
+    store.close().await;
+    match answer {
+        Ok(()) => Ok(format!("{description} answers")),
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+/// An error with its causes, in a line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let texts: Vec<String> = causes.map(ToString::to_string).collect();
+    texts.join(": ")
 }
 
 /// Every upstream that requests can go to.
@@ -414,7 +447,7 @@ mod tests {
     #[test]
     fn an_upstream_that_nobody_asked_for_may_be_out_of_reach() {
         let mut config = Config::default();
-        let groq = crate::config::Provider {
+        let groq = crate::config::ProviderConfig {
             upstream: Some("http://127.0.0.1:1".to_owned()),
             ..Default::default()
         };

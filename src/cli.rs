@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::config::Role;
 use crate::fault::Outcome;
+use crate::store::Dimension;
 
 /// The exit code of a command that did what was asked.
 pub const EXIT_OK: u8 = 0;
@@ -122,7 +123,7 @@ pub struct Usage {
         value_delimiter = ',',
         default_value = "provider,model"
     )]
-    pub by: Vec<String>,
+    pub by: Vec<Dimension>,
     /// How to print it.
     #[arg(long, value_enum, default_value_t)]
     pub format: TableFormat,
@@ -302,7 +303,7 @@ mod tests {
             command("taffrail usage"),
             Command::Usage(Usage {
                 since: Duration::from_hours(24),
-                by: vec!["provider".to_owned(), "model".to_owned()],
+                by: vec![Dimension::Provider, Dimension::Model],
                 format: TableFormat::Table,
             })
         );
@@ -341,6 +342,7 @@ mod tests {
             "logs --outcome fine",
             "usage --since 0s",
             "usage --since yesterday",
+            "usage --by provider,the-moon",
             "demo --seconds 0",
             "run --role both",
         ] {

@@ -13,24 +13,25 @@
 
 mod effective;
 mod load;
+mod proxy;
 mod reference;
 mod validate;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::telemetry;
+use crate::{admin, journal, metrics, store, telemetry};
 
 pub use load::{
     CONFIG_VARIABLE, DEFAULT_FILE, ENV_PREFIX, KeyPath, Loaded, Origin, Problem, Problems, Sources,
     load,
+};
+pub use proxy::{
+    AttributionConfig, Dialect, MeterConfig, OnClientDisconnect, ProviderConfig, Providers,
 };
 pub use reference::{json_schema, markdown};
 
@@ -53,19 +54,21 @@ pub struct Config {
     /// or only the exporter of balances and prices.
     pub role: Role,
     /// The proxy that applications talk to.
-    pub proxy: Proxy,
+    pub proxy: proxy::Config,
     /// The listener for metrics, probes and administration.
-    pub admin: Admin,
+    pub admin: admin::Config,
     /// The journal on local disk that records wait in until the store has them.
-    pub journal: Journal,
+    pub journal: journal::Config,
     /// Where rows live.
-    pub store: Store,
+    pub store: store::Config,
+    /// Bounds of the metrics.
+    pub metrics: metrics::Config,
     /// What is metered, and how.
-    pub meter: Meter,
+    pub meter: MeterConfig,
     /// Labels that say for whom a request was made.
-    pub attribution: Attribution,
+    pub attribution: AttributionConfig,
     /// Providers whose defaults are overridden, and further ones that are declared, by name.
-    pub providers: BTreeMap<String, Provider>,
+    pub providers: Providers,
     /// Accounts whose balances are read.
     pub accounts: Vec<Account>,
     /// When periodic work runs.
@@ -93,217 +96,6 @@ pub enum Role {
     Sidecar,
     /// Balances, prices, reconciliation, partitions and retention.
     Exporter,
-}
-
-/// The proxy that applications talk to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Proxy {
-    /// The address that applications send their requests to.
-    #[schemars(with = "String")]
-    pub listen: SocketAddr,
-    /// The URL at which applications reach the proxy, for job URLs that are pointed back at it.
-    /// Unset, it is `http://` and the listen address.
-    pub public_url: Option<String>,
-    /// A second address, for SDKs that insist on https.
-    #[schemars(with = "Option<String>")]
-    pub tls_listen: Option<SocketAddr>,
-    /// The certificate chain of `tls_listen`, in PEM. Unset, a local certificate authority is
-    /// made.
-    pub tls_cert_file: Option<PathBuf>,
-    /// The private key of `tls_cert_file`, in PEM.
-    pub tls_key_file: Option<PathBuf>,
-    /// Further certificate authorities that upstreams may be signed by, in PEM, beside the usual
-    /// public ones.
-    pub upstream_ca_file: Option<PathBuf>,
-    /// Connections from applications at a time; further ones wait to be accepted.
-    pub connections_max: u32,
-    /// The longest head of a request or response.
-    #[schemars(with = "String")]
-    pub head_bytes_max: ByteSize,
-    /// How long name resolution, TCP and TLS to an upstream may take together.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub connect_timeout: Duration,
-    /// How long an application may take to send a request's head.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub header_timeout: Duration,
-    /// How long an upstream may stay silent before the request ends as `upstream_timeout`.
-    /// Reasoning models are silent for minutes.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub idle_timeout: Duration,
-    /// How long requests in flight may take to finish once the process is told to stop.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub shutdown_grace: Duration,
-    /// Threads that relay traffic. Unset, there is one per CPU, up to 4.
-    pub threads: Option<u16>,
-}
-
-impl Default for Proxy {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 4800)),
-            public_url: None,
-            tls_listen: None,
-            tls_cert_file: None,
-            tls_key_file: None,
-            upstream_ca_file: None,
-            connections_max: 10_000,
-            head_bytes_max: ByteSize::kib(64),
-            connect_timeout: Duration::from_secs(10),
-            header_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_mins(15),
-            shutdown_grace: Duration::from_secs(300),
-            threads: None,
-        }
-    }
-}
-
-/// The listener for metrics, probes and administration.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Admin {
-    /// The address of `/metrics`, the probes and the landing page.
-    #[schemars(with = "String")]
-    pub listen: SocketAddr,
-    /// A file with the bearer token that state-changing requests from other machines need.
-    /// Unset, such requests are refused.
-    pub token_file: Option<PathBuf>,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 10480)),
-            token_file: None,
-        }
-    }
-}
-
-/// The journal on local disk that records wait in until the store has them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Journal {
-    /// The directory of the segments; made if it is missing.
-    pub dir: PathBuf,
-    /// Bytes that may wait on disk while the store is down; what does not fit is counted as
-    /// dropped.
-    #[schemars(with = "String")]
-    pub max_bytes: ByteSize,
-    /// The size at which a segment is closed and the next one opened.
-    #[schemars(with = "String")]
-    pub segment_bytes: ByteSize,
-    /// How often appended records are forced to disk: what a power failure can cost.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub fsync_interval: Duration,
-}
-
-impl Default for Journal {
-    fn default() -> Self {
-        Self {
-            dir: PathBuf::from("./taffrail-data/journal"),
-            max_bytes: ByteSize::gib(1),
-            segment_bytes: ByteSize::mib(8),
-            fsync_interval: Duration::from_millis(200),
-        }
-    }
-}
-
-/// Where rows live.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Store {
-    /// `sqlite://` and a path, or `postgres://user:password@host/database`.
-    pub url: String,
-    /// A file that holds the URL, so that its password stays out of this file.
-    pub url_file: Option<PathBuf>,
-    /// Whether the schema is brought up to date at start.
-    pub migrate: bool,
-}
-
-impl Default for Store {
-    fn default() -> Self {
-        Self {
-            url: "sqlite://./taffrail-data/taffrail.db".to_owned(),
-            url_file: None,
-            migrate: true,
-        }
-    }
-}
-
-/// What is metered, and how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Meter {
-    /// Whether `stream_options.include_usage` is added to OpenAI-style streams that lack it, and
-    /// the extra event is taken out of the answer.
-    pub usage_injection: bool,
-    /// Whether the absolute URLs of a job are pointed back at the proxy, so that polls and
-    /// results stay metered.
-    pub rewrite_job_urls: bool,
-    /// What happens upstream when the application hangs up: `cancel` ends the call at once,
-    /// `drain` reads the answer to its end, within limits.
-    pub on_client_disconnect: OnClientDisconnect,
-    /// Whether polls, listings and other control calls become rows of their own.
-    pub control_rows: bool,
-}
-
-impl Default for Meter {
-    fn default() -> Self {
-        Self {
-            usage_injection: true,
-            rewrite_job_urls: true,
-            on_client_disconnect: OnClientDisconnect::Cancel,
-            control_rows: false,
-        }
-    }
-}
-
-/// What happens upstream when the application hangs up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OnClientDisconnect {
-    /// The upstream call ends at once: a meter must not change the bill.
-    #[default]
-    Cancel,
-    /// The answer is read to its end, within limits, so that its usage is known.
-    Drain,
-}
-
-/// Labels that say for whom a request was made.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Attribution {
-    /// Labels with a fixed value, on every request of this process: `team = "search"`.
-    pub r#static: BTreeMap<String, String>,
-    /// Labels whose value comes from a request header: `feature = "x-taffrail-feature"`. The
-    /// number of values is bounded; further ones count as `other`.
-    pub headers: BTreeMap<String, String>,
-}
-
-/// A provider whose defaults are overridden, or one that is declared.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Provider {
-    /// The URL that requests go to; the path after the provider's name is appended. Needed for
-    /// `azure` and for declared providers.
-    pub upstream: Option<String>,
-    /// The language that a declared provider speaks: `chat` is the OpenAI-compatible one.
-    pub dialect: Option<Dialect>,
-    /// The URL of the billing and price API, where it is another than the upstream.
-    pub billing_url: Option<String>,
-}
-
-/// The language that a declared provider speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Dialect {
-    /// OpenAI-compatible chat completions.
-    Chat,
 }
 
 /// An account whose balance is read.

@@ -27,6 +27,9 @@ impl Loaded {
         if let Some(Value::String(url)) = values.pointer_mut("/store/url") {
             *url = redact_url(url);
         }
+        if let Some(pepper @ Value::String(_)) = values.pointer_mut("/meter/fingerprint_pepper") {
+            *pepper = Value::from(REDACTED);
+        }
         values
     }
 

@@ -425,6 +425,12 @@ impl Layers {
                 config.store.url = text;
             }
         }
+        if let Some(path) = config.meter.fingerprint_pepper_file.clone() {
+            let key = KeyPath::new(["meter", "fingerprint_pepper"]);
+            if let Some(text) = self.read_secret(&key, &path, problems) {
+                config.meter.fingerprint_pepper = Some(text);
+            }
+        }
         // A sidecar reads no balances, and its pod need not hold the keys for it.
         if config.role == Role::Sidecar {
             return;

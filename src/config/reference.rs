@@ -18,8 +18,15 @@ const ANY_NAME: &str = "<name>";
 /// The step that stands for any element of a list.
 const ANY_ELEMENT: &str = "[]";
 
+/// The member of a schema with which a part says what a key accepts, where the type does not.
+const ACCEPTED: &str = "x-accepted";
+
 /// Keys whose values are shown nowhere.
-const SECRETS: &[&[&str]] = &[&["store", "url"], &["accounts", ANY_ELEMENT, "api_key"]];
+const SECRETS: &[&[&str]] = &[
+    &["store", "url"],
+    &["meter", "fingerprint_pepper"],
+    &["accounts", ANY_ELEMENT, "api_key"],
+];
 
 static KEYS: LazyLock<Vec<Key>> = LazyLock::new(keys);
 
@@ -30,6 +37,8 @@ pub(super) struct Key {
     /// What values it takes.
     pub(super) kind: Kind,
     default: Option<Value>,
+    /// What is accepted, in the part's own words.
+    accepted: Option<String>,
     description: String,
 }
 
@@ -103,6 +112,9 @@ impl Kind {
 impl Key {
     /// What is accepted, in a sentence of a problem.
     pub(super) fn accepted(&self) -> String {
+        if let Some(accepted) = &self.accepted {
+            return accepted.clone();
+        }
         let form = match &self.kind {
             Kind::Choice(choices) => {
                 let quoted: Vec<String> = choices.iter().map(|c| format!("{c:?}")).collect();
@@ -222,6 +234,10 @@ fn collect(schema: &Value, default: Option<&Value>, path: &[String], keys: &mut 
             path: path.to_vec(),
             kind,
             default: default.filter(|default| !default.is_null()).cloned(),
+            accepted: schema
+                .get(ACCEPTED)
+                .and_then(Value::as_str)
+                .map(str::to_owned),
             description: description(schema),
         });
     }
@@ -266,9 +282,9 @@ fn kind_of(schema: &Value, default: Option<&Value>, path: &[String]) -> Kind {
         _ => false,
     };
     if is("object") {
-        return match schema.get("properties") {
-            Some(_) => Kind::Table,
-            None => Kind::Map,
+        return match schema.get("additionalProperties") {
+            Some(Value::Object(_)) => Kind::Map,
+            _ => Kind::Table,
         };
     }
     if is("array") {

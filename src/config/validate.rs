@@ -9,47 +9,15 @@ use std::time::Duration;
 use croner::parser::{CronParser, Seconds, Year};
 
 use super::load::read_secret_file;
-use super::{Attribution, BUILT_IN_PROVIDERS, Config, KeyPath, Provider, Role};
+use super::{AttributionConfig, BUILT_IN_PROVIDERS, Config, KeyPath, Providers, Role};
+use crate::metrics::labels::{
+    ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
+};
+use crate::store::Dimension;
 use crate::telemetry;
 
-/// Attribution labels at most: each multiplies the series.
-const ATTRIBUTION_LABELS_MAX: usize = 8;
-/// The longest label value or account name, in characters.
-const LABEL_VALUE_CHARS_MAX: usize = 128;
 /// The longest provider name, in characters: it is a path segment of every request.
 const PROVIDER_NAME_CHARS_MAX: usize = 32;
-
-/// Labels of Taffrail's own metrics, dimensions that usage is grouped by, and labels that
-/// Prometheus itself sets or reads.
-const TAKEN_LABELS: &[&str] = &[
-    "account",
-    "code",
-    "currency",
-    "day",
-    "fidelity",
-    "hour",
-    "instance",
-    "job",
-    "key",
-    "kind",
-    "le",
-    "model",
-    "operation",
-    "outcome",
-    "phase",
-    "provider",
-    "quantile",
-    "reason",
-    "result",
-    "service_tier",
-    "source",
-    "stage",
-    "state",
-    "task",
-    "type",
-    "unit",
-    "window",
-];
 
 /// Routes that belong to a built-in provider besides its name.
 const TAKEN_ROUTES: &[&str] = &["fal-queue", "fal-proxy"];
@@ -108,60 +76,27 @@ impl Rules {
     }
 
     fn listeners(&mut self, config: &Config) {
-        let mut taken: Vec<(&str, SocketAddr)> = vec![("admin.listen", config.admin.listen)];
-        let proxy = [
-            ("listen", Some(config.proxy.listen)),
-            ("tls_listen", config.proxy.tls_listen),
-        ];
-        let names = ["proxy.listen", "proxy.tls_listen"];
-        for ((key, address), name) in proxy.into_iter().zip(names) {
-            let Some(address) = address else { continue };
-            if let Some((other, _)) = taken.iter().find(|(_, other)| overlap(*other, address)) {
-                self.add(
-                    KeyPath::new(["proxy", key]),
-                    format!("{address} is taken by {other}"),
-                    "an address that no other listener has",
-                );
-            }
-            taken.push((name, address));
+        let (proxy, admin) = (config.proxy.listen, config.admin.listen);
+        if overlap(proxy, admin) {
+            self.add(
+                KeyPath::new(["proxy", "listen"]),
+                format!("{proxy} is taken by admin.listen = {admin}"),
+                "an address that no other listener has",
+            );
         }
     }
 
     fn proxy(&mut self, config: &Config) {
         let proxy = &config.proxy;
         let key = |name: &str| KeyPath::new(["proxy", name]);
-        if let Some(url) = &proxy.public_url {
-            self.url(key("public_url"), url);
-        }
-        let pair = [
-            ("tls_cert_file", &proxy.tls_cert_file, "tls_key_file"),
-            ("tls_key_file", &proxy.tls_key_file, "tls_cert_file"),
-        ];
-        let is_one_missing = proxy.tls_cert_file.is_some() != proxy.tls_key_file.is_some();
-        for (name, file, other) in pair {
-            if file.is_some() && is_one_missing {
-                self.add(
-                    key(other),
-                    format!("missing, though {name} is set"),
-                    "both tls_cert_file and tls_key_file, or neither",
-                );
-            } else if file.is_some() && proxy.tls_listen.is_none() {
-                self.add(
-                    key(name),
-                    "set without tls_listen, so nothing would use it",
-                    "tls_listen as well, such as \"127.0.0.1:4843\"",
-                );
-            }
-        }
+        self.url(key("public_url"), &proxy.public_url);
         for (name, duration) in [
             ("connect_timeout", proxy.connect_timeout),
             ("header_timeout", proxy.header_timeout),
             ("idle_timeout", proxy.idle_timeout),
+            ("pool_idle_timeout", proxy.pool_idle_timeout),
         ] {
             self.not_zero(key(name), duration);
-        }
-        if proxy.threads == Some(0) {
-            self.add(key("threads"), "0 threads relay nothing", "1 or more");
         }
         if proxy.connections_max == 0 {
             let accepted = "1 or more";
@@ -172,11 +107,11 @@ impl Rules {
             );
         }
         /// A head with a long key, a trace and a few cookies takes about as much.
-        const HEAD_BYTES_LEAST: u64 = 8 * 1024;
-        if proxy.head_bytes_max.as_u64() < HEAD_BYTES_LEAST {
+        const HEAD_BYTES_MIN: u64 = 8 * 1024;
+        if proxy.head_max_bytes.as_u64() < HEAD_BYTES_MIN {
             self.add(
-                key("head_bytes_max"),
-                format!("{} is too little for a usual head", proxy.head_bytes_max),
+                key("head_max_bytes"),
+                format!("{} is too little for a usual head", proxy.head_max_bytes),
                 "8KiB or more",
             );
         }
@@ -214,7 +149,15 @@ impl Rules {
                 "segment_bytes or more",
             );
         }
-        self.not_zero(key("fsync_interval"), journal.fsync_interval);
+        /// What the journal reads as a segment at most.
+        const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+        if journal.segment_bytes.as_u64() > SEGMENT_BYTES_MAX {
+            self.add(
+                key("segment_bytes"),
+                format!("{} is more than a segment can be", journal.segment_bytes),
+                "1GiB or less",
+            );
+        }
     }
 
     fn store(&mut self, config: &Config) {
@@ -228,10 +171,10 @@ impl Rules {
         }
     }
 
-    fn attribution(&mut self, attribution: &Attribution) {
+    fn attribution(&mut self, attribution: &AttributionConfig) {
         let key = |table: &str, name: &str| KeyPath::new(["attribution", table, name]);
         for (table, labels) in [
-            ("static", &attribution.r#static),
+            ("static", &attribution.fixed),
             ("headers", &attribution.headers),
         ] {
             for label in labels.keys() {
@@ -240,12 +183,12 @@ impl Rules {
                 }
             }
         }
-        for (label, value) in &attribution.r#static {
-            if value.is_empty() || value.chars().count() > LABEL_VALUE_CHARS_MAX {
+        for (label, value) in &attribution.fixed {
+            if value.is_empty() || value.len() > LABEL_BYTES_MAX {
                 self.add(
                     key("static", label),
                     "the value is empty or too long",
-                    format!("1 to {LABEL_VALUE_CHARS_MAX} characters"),
+                    format!("1 to {LABEL_BYTES_MAX} bytes"),
                 );
             }
             if attribution.headers.contains_key(label) {
@@ -272,7 +215,7 @@ impl Rules {
                 );
             }
         }
-        let count = attribution.r#static.len() + attribution.headers.len();
+        let count = attribution.fixed.len() + attribution.headers.len();
         if count > ATTRIBUTION_LABELS_MAX {
             self.add(
                 KeyPath::new(["attribution"]),
@@ -282,7 +225,7 @@ impl Rules {
         }
     }
 
-    fn providers(&mut self, providers: &BTreeMap<String, Provider>) {
+    fn providers(&mut self, providers: &Providers) {
         for (name, provider) in providers {
             let table = KeyPath::new(["providers", name]);
             let built_in = built_in(name);
@@ -347,8 +290,8 @@ impl Rules {
             if account.name.is_empty() {
                 let accepted = "a name, unique for the provider";
                 self.add(table.join("name"), "missing", accepted);
-            } else if account.name.chars().count() > LABEL_VALUE_CHARS_MAX {
-                let accepted = format!("{LABEL_VALUE_CHARS_MAX} characters or fewer");
+            } else if account.name.len() > LABEL_BYTES_MAX {
+                let accepted = format!("{LABEL_BYTES_MAX} bytes or fewer");
                 self.add(table.join("name"), "too long for a label", accepted);
             } else if let Some(first) = seen.insert((&account.provider, &account.name), index) {
                 self.add(
@@ -447,8 +390,6 @@ impl Rules {
     fn files(&mut self, config: &Config) {
         let proxy = &config.proxy;
         for (section, name, file) in [
-            ("proxy", "tls_cert_file", &proxy.tls_cert_file),
-            ("proxy", "tls_key_file", &proxy.tls_key_file),
             ("proxy", "upstream_ca_file", &proxy.upstream_ca_file),
             ("prices", "overlay_file", &config.prices.overlay_file),
         ] {
@@ -546,24 +487,26 @@ fn check_file(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a label can stand beside ours.
-///
-/// Source: Prometheus, "Data model": `[a-zA-Z_][a-zA-Z0-9_]*`, `__` reserved.
+/// Whether a label can stand beside ours; if not, what is wrong and what is accepted.
 fn check_label(label: &str) -> Result<(), (String, &'static str)> {
-    const ACCEPTED: &str = "letters, digits and _, no digit first, not starting with __";
-    let mut bytes = label.bytes();
-    let is_first = bytes
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
-    let are_rest = bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    if !is_first || !are_rest || label.starts_with("__") {
-        return Err((format!("{label:?} is not a label name"), ACCEPTED));
+    match check_attribution_label(label) {
+        Err(error @ LabelError::Malformed) => {
+            let accepted = "letters, digits and _, no digit first, not starting with __";
+            Err((format!("{label:?} {error}"), accepted))
+        }
+        Err(error @ LabelError::Reserved) => {
+            let accepted = "a label that neither Taffrail nor Prometheus sets";
+            Err((format!("{label:?} {error}"), accepted))
+        }
+        Ok(()) if Dimension::NAMED.iter().any(|own| own.as_str() == label) => {
+            let accepted = "a label that is no dimension of `taffrail usage --by`";
+            Err((
+                format!("{label:?} is a dimension of usage already"),
+                accepted,
+            ))
+        }
+        Ok(()) => Ok(()),
     }
-    if TAKEN_LABELS.contains(&label) {
-        let accepted = "a label that neither Taffrail's metrics nor Prometheus uses";
-        return Err((format!("the label {label} is taken"), accepted));
-    }
-    Ok(())
 }
 
 fn is_provider_name(name: &str) -> bool {

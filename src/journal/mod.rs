@@ -72,6 +72,7 @@ pub struct Config {
     /// How often appended records are made durable: an interval (what a power loss may cost), or
     /// `always` (each record before it is acknowledged, on the request's path), or `never` (the
     /// operating system decides). The death of the process alone loses nothing in any case.
+    #[schemars(extend("x-accepted" = "\"always\", \"never\" or a duration of 1ms or more"))]
     pub fsync_interval: FsyncInterval,
 }
 

@@ -123,14 +123,14 @@ impl Names {
     /// The slot of `value`, taking a new one while there are fewer than `limit`.
     pub(super) fn slot(&self, value: &str, limit: usize) -> Slot {
         // Values in the table are clean, so one that is found needs no cleaning.
-        if let Some(slot) = self.find(value) {
+        if let Some(slot) = self.find(value, usize::MAX) {
             return slot;
         }
         let value = clean(value);
         if value.is_empty() {
             return Slot::Absent;
         }
-        if let Some(slot) = self.find(&value) {
+        if let Some(slot) = self.find(&value, limit) {
             return slot;
         }
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
@@ -148,9 +148,11 @@ impl Names {
         }
     }
 
-    fn find(&self, value: &str) -> Option<Slot> {
+    /// The slot of a value that is in the table, or that has no place in it because it is full.
+    fn find(&self, value: &str, limit: usize) -> Option<Slot> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots.get(value).copied()
+        let other = (slots.len() >= limit).then_some(Slot::Other);
+        slots.get(value).copied().or(other)
     }
 }
 

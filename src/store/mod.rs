@@ -38,6 +38,8 @@ pub struct Config {
     /// The database: `sqlite://` and the path of its file, which is created with its folder when
     /// the server starts.
     pub url: String,
+    /// A file that holds `url`, for URLs with a password in them.
+    pub url_file: Option<PathBuf>,
     /// Whether the server brings the schema up to date when it starts. Without it, run
     /// `taffrail migrate` after an update.
     pub migrate: bool,
@@ -54,6 +56,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             url: "sqlite://./taffrail-data/taffrail.db".to_owned(),
+            url_file: None,
             migrate: true,
             busy_timeout: Duration::from_secs(5),
             drain: drain::Config::default(),
@@ -122,6 +125,17 @@ impl Store {
     pub async fn open(config: &Config) -> Result<Store, StoreError> {
         let path = sqlite_path(&config.url)?;
         Sqlite::open(path, config).await.map(Store::Sqlite)
+    }
+
+    /// A store that is opened for writing at its first use, as [`Store::open`] does: for a server,
+    /// which must serve whatever state the store is in.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Config`].
+    pub fn lazy(config: &Config) -> Result<Store, StoreError> {
+        let path = sqlite_path(&config.url)?;
+        Ok(Store::Sqlite(Sqlite::lazy(path, config)))
     }
 
     /// Opens the store for reading beside a server that writes.

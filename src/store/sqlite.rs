@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::TryStreamExt;
@@ -16,6 +17,7 @@ use sqlx::sqlite::{
     SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite as Db, SqliteConnection};
+use tokio::sync::OnceCell;
 
 use crate::record::UsageRecord;
 use crate::usage::Unit;
@@ -33,37 +35,37 @@ const READERS_MAX: u32 = 4;
 #[derive(Debug, Clone)]
 pub struct Sqlite {
     path: PathBuf,
-    /// One connection: SQLite has one writer, and waiting for it here is fair. Absent where the
-    /// store was opened for reading.
-    writer: Option<SqlitePool>,
+    /// Absent where the store was opened for reading.
+    writer: Option<Arc<Writer>>,
     readers: SqlitePool,
 }
 
+/// The connection that writes, opened at its first use. One connection: SQLite has one writer,
+/// and waiting for it here is fair.
+#[derive(Debug)]
+struct Writer {
+    config: Config,
+    pool: OnceCell<SqlitePool>,
+}
+
 impl Sqlite {
-    pub(super) async fn open(path: PathBuf, config: &Config) -> Result<Sqlite, StoreError> {
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-        {
-            std::fs::create_dir_all(folder)
-                .map_err(|error| StoreError::Unavailable(sqlx::Error::Io(error)))?;
-        }
-        let options = options(&path, config)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // The journal forgets what the store committed, so a commit must survive power loss.
-            .synchronous(SqliteSynchronous::Full);
-        let writer = pool(1).connect_with(options).await.map_err(classify)?;
-        if config.migrate {
-            migrate(&writer).await?;
-        }
+    pub(super) fn lazy(path: PathBuf, config: &Config) -> Sqlite {
         let readers = pool(READERS_MAX).connect_lazy_with(reader_options(&path, config));
-        check_schema(&readers, &path).await?;
-        Ok(Sqlite {
+        let writer = Writer {
+            config: config.clone(),
+            pool: OnceCell::new(),
+        };
+        Sqlite {
             path,
-            writer: Some(writer),
+            writer: Some(Arc::new(writer)),
             readers,
-        })
+        }
+    }
+
+    pub(super) async fn open(path: PathBuf, config: &Config) -> Result<Sqlite, StoreError> {
+        let store = Sqlite::lazy(path, config);
+        store.writer().await?;
+        Ok(store)
     }
 
     pub(super) async fn open_read_only(
@@ -73,21 +75,76 @@ impl Sqlite {
         if !path.exists() {
             return Err(StoreError::Missing(path));
         }
-        let readers = pool(READERS_MAX).connect_lazy_with(reader_options(&path, config));
-        check_schema(&readers, &path).await?;
-        Ok(Sqlite {
-            path,
+        let store = Sqlite {
             writer: None,
-            readers,
-        })
+            ..Sqlite::lazy(path, config)
+        };
+        store.check_schema().await?;
+        Ok(store)
     }
 
-    pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
+    /// The connection that writes; opens it, and with it the database, at first.
+    async fn writer(&self) -> Result<&SqlitePool, StoreError> {
         let Some(writer) = &self.writer else {
             return Err(StoreError::Config(
                 "the store was opened for reading".to_owned(),
             ));
         };
+        writer
+            .pool
+            .get_or_try_init(|| self.open_writer(&writer.config))
+            .await
+    }
+
+    async fn open_writer(&self, config: &Config) -> Result<SqlitePool, StoreError> {
+        if let Some(folder) = self
+            .path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| StoreError::Unavailable(sqlx::Error::Io(error)))?;
+        }
+        let options = options(&self.path, config)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // The journal forgets what the store committed, so a commit must survive power loss.
+            .synchronous(SqliteSynchronous::Full);
+        let writer = pool(1).connect_with(options).await.map_err(classify)?;
+        if config.migrate {
+            migrate(&writer).await?;
+        }
+        self.check_schema().await?;
+        Ok(writer)
+    }
+
+    /// Refuses a database whose schema is older or newer than this build's.
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        let needed = MIGRATIONS.iter().map(|migration| migration.version).max();
+        let version: Result<Option<i64>, sqlx::Error> =
+            sqlx::query_scalar("select max(version) from _sqlx_migrations where success")
+                .fetch_one(&self.readers)
+                .await;
+        let version = match version.map_err(classify) {
+            Ok(version) => version,
+            // Another program's file, or a file whose first migration has not been committed.
+            Err(StoreError::Unusable(_)) => None,
+            Err(error) => return Err(error),
+        };
+        if version < needed {
+            return Err(StoreError::Unusable(format!(
+                "{} has no schema or an older one; run `taffrail migrate`",
+                self.path.display()
+            )));
+        }
+        if version > needed {
+            return Err(newer_schema());
+        }
+        Ok(())
+    }
+
+    pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
+        let writer = self.writer().await?;
         let mut applied = Applied::default();
         let mut batch: Vec<(LogRow, &UsageRecord)> = Vec::with_capacity(records.len());
         for (index, record) in records.iter().enumerate() {
@@ -111,11 +168,11 @@ impl Sqlite {
         let mut sums: BTreeMap<Bucket, Totals> = BTreeMap::new();
         for (row, record) in &batch {
             // Taken out at its first use, so that a record that is twice in the batch counts once.
-            if !row
+            let is_new = row
                 .get("id")
                 .as_text()
-                .is_some_and(|id| inserted.remove(id))
-            {
+                .is_some_and(|id| inserted.remove(id));
+            if !is_new {
                 applied.duplicates += 1;
                 continue;
             }
@@ -211,8 +268,9 @@ impl Sqlite {
 
     pub(super) async fn close(&self) {
         self.readers.close().await;
-        if let Some(writer) = &self.writer {
-            writer.close().await;
+        let writer = self.writer.as_ref();
+        if let Some(pool) = writer.and_then(|writer| writer.pool.get()) {
+            pool.close().await;
         }
     }
 }
@@ -254,31 +312,6 @@ async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
             error => StoreError::Unusable(error.to_string()),
         })?;
     transaction.commit().await.map_err(classify)
-}
-
-/// Refuses a database whose schema is older or newer than this build's.
-async fn check_schema(readers: &SqlitePool, path: &Path) -> Result<(), StoreError> {
-    let needed = MIGRATIONS.iter().map(|migration| migration.version).max();
-    let version: Result<Option<i64>, sqlx::Error> =
-        sqlx::query_scalar("select max(version) from _sqlx_migrations where success")
-            .fetch_one(readers)
-            .await;
-    let version = match version.map_err(classify) {
-        Ok(version) => version,
-        // Another program's file, or a file whose first migration has not been committed.
-        Err(StoreError::Unusable(_)) => None,
-        Err(error) => return Err(error),
-    };
-    if version < needed {
-        return Err(StoreError::Unusable(format!(
-            "{} has no schema or an older one; run `taffrail migrate`",
-            path.display()
-        )));
-    }
-    if version > needed {
-        return Err(newer_schema());
-    }
-    Ok(())
 }
 
 fn newer_schema() -> StoreError {

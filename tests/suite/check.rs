@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use taffrail::check::{Item, Status, check, healthcheck, passed};
-use taffrail::config::{BUILT_IN_PROVIDERS, Config, Provider, Role};
+use taffrail::config::{BUILT_IN_PROVIDERS, Config, ProviderConfig, Role};
+use taffrail::store::Store;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -73,10 +74,11 @@ fn on_loopback(dir: &Path, upstream: SocketAddr) -> Config {
     config.proxy.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.admin.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.journal.dir = dir.join("journal");
+    config.store.url = format!("sqlite://{}", dir.join("store/t.db").display());
     for (name, _) in BUILT_IN_PROVIDERS {
-        let provider = Provider {
+        let provider = ProviderConfig {
             upstream: Some(format!("http://{upstream}")),
-            ..Provider::default()
+            ..ProviderConfig::default()
         };
         config.providers.insert((*name).to_owned(), provider);
     }
@@ -96,7 +98,7 @@ async fn everything_in_order_passes() {
     let dir = tempfile::tempdir().unwrap();
     let upstream = answering("200 OK", "").await;
     let config = on_loopback(dir.path(), upstream);
-    let items = check(&config, Ok("sqlite".to_owned())).await;
+    let items = check(&config).await;
     let seen: Vec<(&str, Status)> = items.iter().map(|i| (i.name.as_str(), i.status)).collect();
     let expected = [
         "configuration",
@@ -130,19 +132,20 @@ async fn what_fails_says_so_and_how_to_mend_it() {
     let blocker = dir.path().join("file");
     std::fs::write(&blocker, "").unwrap();
     config.journal.dir = blocker.join("journal");
+    config.store.url = format!("sqlite://{}", blocker.join("t.db").display());
     let gone = closed().await;
     config.providers.get_mut("openai").unwrap().upstream = Some(format!("http://{gone}"));
     // A label of more than 63 characters fails to resolve without asking anyone.
     let unknown = format!("http://{}.example", "a".repeat(64));
     config.providers.get_mut("fal").unwrap().upstream = Some(unknown);
 
-    let items = check(&config, Err("cannot open it".to_owned())).await;
+    let items = check(&config).await;
     assert!(!passed(&items));
     for (name, hint) in [
         ("admin.listen", "another process has it"),
         ("proxy.listen", "another process has it"),
         ("journal.dir", "set journal.dir"),
-        ("store.url", "cannot open it"),
+        ("store.url", "set store.url"),
         ("upstream openai", "check egress rules"),
         ("upstream fal", "check DNS"),
     ] {
@@ -158,9 +161,9 @@ async fn ports_that_taffrail_itself_serves_are_fine() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = on_loopback(dir.path(), answering("200 OK", "").await);
     config.admin.listen = answering("200 OK", "ok").await;
-    let refusal = r#"{"error":{"message":"no such provider","providers":["openai"]}}"#;
-    config.proxy.listen = answering("404 Not Found", refusal).await;
-    let items = check(&config, Ok("sqlite".to_owned())).await;
+    let refusal = "404 Not Found\r\nx-taffrail-error: unknown_route";
+    config.proxy.listen = answering(refusal, "{}").await;
+    let items = check(&config).await;
     for name in ["admin.listen", "proxy.listen"] {
         let item = find(&items, name);
         assert_eq!(item.status, Status::Ok, "{item}");
@@ -177,7 +180,7 @@ async fn certificates_of_upstreams_are_verified() {
     config.providers.get_mut("openai").unwrap().upstream = url("localhost");
     config.providers.get_mut("fal").unwrap().upstream = url("127.0.0.1");
 
-    let items = check(&config, Ok(String::new())).await;
+    let items = check(&config).await;
     let item = find(&items, "upstream openai");
     assert_eq!(item.status, Status::Fail, "{item}");
     assert!(item.detail.contains("proxy.upstream_ca_file"), "{item}");
@@ -185,15 +188,44 @@ async fn certificates_of_upstreams_are_verified() {
     let ca_file = dir.path().join("ca.pem");
     std::fs::write(&ca_file, pem).unwrap();
     config.proxy.upstream_ca_file = Some(ca_file.clone());
-    let items = check(&config, Ok(String::new())).await;
+    let items = check(&config).await;
     assert_eq!(status(&items, "upstream openai"), Status::Ok);
     // The certificate is for another name.
     assert_eq!(status(&items, "upstream fal"), Status::Fail);
 
     std::fs::write(&ca_file, "no certificate").unwrap();
-    let items = check(&config, Ok(String::new())).await;
+    let items = check(&config).await;
     let item = find(&items, "proxy.upstream_ca_file");
     assert_eq!(item.status, Status::Fail, "{item}");
+}
+
+#[tokio::test]
+async fn a_store_that_is_there_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = on_loopback(dir.path(), answering("200 OK", "").await);
+    let before = find(&check(&config).await, "store.url").clone();
+    assert!(
+        before.detail.ends_with("will be made at the first start"),
+        "{before}"
+    );
+
+    Store::open(&config.store).await.unwrap().close().await;
+    let after = find(&check(&config).await, "store.url").clone();
+    assert_eq!(after.status, Status::Ok, "{after}");
+    assert!(after.detail.ends_with(" answers"), "{after}");
+
+    std::fs::write(
+        dir.path().join("store/t.db"),
+        "not a database, but long enough",
+    )
+    .unwrap();
+    let damaged = find(&check(&config).await, "store.url").clone();
+    assert_eq!(damaged.status, Status::Fail, "{damaged}");
+
+    config.store.url = "mysql://meter:hunter2@db/taffrail".to_owned();
+    let unknown = find(&check(&config).await, "store.url").clone();
+    assert_eq!(unknown.status, Status::Fail, "{unknown}");
+    assert!(!unknown.to_string().contains("hunter2"), "{unknown}");
 }
 
 #[tokio::test]
@@ -201,7 +233,7 @@ async fn an_exporter_needs_no_proxy() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = on_loopback(dir.path(), closed().await);
     config.role = Role::Exporter;
-    let items = check(&config, Ok(String::new())).await;
+    let items = check(&config).await;
     let seen: Vec<(&str, Status)> = items.iter().map(|i| (i.name.as_str(), i.status)).collect();
     assert_eq!(
         seen,

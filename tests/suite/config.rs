@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use taffrail::config::{
-    Account, Config, Dialect, KeyPath, Loaded, Origin, Problems, Provider, Role, Secret, Sources,
-    load,
+    Account, Config, Dialect, KeyPath, Loaded, Origin, Problems, ProviderConfig, Role, Secret,
+    Sources, load,
 };
+use taffrail::journal::FsyncInterval;
 use taffrail::{config, telemetry};
 
 const FIXTURES: &str = "tests/fixtures/config";
@@ -87,7 +88,10 @@ fn every_good_file_loads_and_is_shown_with_its_origins() {
         for secret in ["for-your-eyes", "from-a-file", "hunter2"] {
             assert!(!shown.contains(secret), "{name}: {shown}");
             assert!(!loaded.to_json().to_string().contains(secret), "{name}");
-            assert!(!format!("{:?}", loaded.config.accounts).contains(secret));
+            assert!(
+                !format!("{:?}", loaded.config.accounts).contains(secret),
+                "{name}"
+            );
         }
         let golden = Path::new(FIXTURES).join(format!("{name}.effective.txt"));
         assert_golden(&golden, &shown);
@@ -149,24 +153,24 @@ fn a_full_file_sets_every_value_it_names() {
         providers: BTreeMap::from([
             (
                 "openai".to_owned(),
-                Provider {
+                ProviderConfig {
                     upstream: Some("http://127.0.0.1:9999/".to_owned()),
-                    ..Provider::default()
+                    ..ProviderConfig::default()
                 },
             ),
             (
                 "azure".to_owned(),
-                Provider {
+                ProviderConfig {
                     upstream: Some("https://acme.openai.azure.com".to_owned()),
-                    ..Provider::default()
+                    ..ProviderConfig::default()
                 },
             ),
             (
                 "groq".to_owned(),
-                Provider {
+                ProviderConfig {
                     upstream: Some("https://api.groq.com/openai".to_owned()),
                     dialect: Some(Dialect::Chat),
-                    billing_url: None,
+                    ..ProviderConfig::default()
                 },
             ),
         ]),
@@ -188,24 +192,24 @@ fn a_full_file_sets_every_value_it_names() {
     };
     let key_file = Some(PathBuf::from("tests/fixtures/config/key.txt"));
     expected.proxy.listen = "127.0.0.1:4900".parse().unwrap();
-    expected.proxy.public_url = Some("http://taffrail.example:4900".to_owned());
-    expected.proxy.tls_listen = Some("127.0.0.1:4943".parse().unwrap());
-    expected.proxy.tls_cert_file = key_file.clone();
-    expected.proxy.tls_key_file = key_file.clone();
+    expected.proxy.public_url = "http://taffrail.example:4900".to_owned();
     expected.proxy.connect_timeout = Duration::from_secs(3);
     expected.proxy.idle_timeout = Duration::from_secs(1200);
-    expected.proxy.threads = Some(2);
+    expected.proxy.threads = 2;
     expected.admin.listen = "127.0.0.1:10490".parse().unwrap();
-    expected.admin.token_file = key_file;
+    expected.admin.token_file = key_file.clone();
     expected.journal.dir = PathBuf::from("/var/lib/taffrail/journal");
     expected.journal.max_bytes = ByteSize::mib(64);
     expected.journal.segment_bytes = ByteSize::mib(1);
-    expected.journal.fsync_interval = Duration::from_secs(1);
+    expected.journal.fsync_interval = FsyncInterval::Every(Duration::from_secs(1));
     expected.store.url = "postgres://meter:hunter2@db:5432/taffrail".to_owned();
     expected.store.url_file = Some(PathBuf::from("tests/fixtures/config/store-url.txt"));
+    expected.metrics.models_per_provider = 50;
     expected.meter.usage_injection = false;
+    expected.meter.fingerprint_pepper = Some("sk-or-v1-from-a-file".to_owned());
+    expected.meter.fingerprint_pepper_file = key_file.clone();
     expected.meter.on_client_disconnect = config::OnClientDisconnect::Drain;
-    expected.attribution.r#static = BTreeMap::from([("team".to_owned(), "search".to_owned())]);
+    expected.attribution.fixed = BTreeMap::from([("team".to_owned(), "search".to_owned())]);
     let feature = ("feature".to_owned(), "x-taffrail-feature".to_owned());
     expected.attribution.headers = BTreeMap::from([feature]);
     expected.schedule.balances = "0 15 * * * MON-FRI".to_owned();
@@ -224,18 +228,18 @@ fn the_environment_wins_over_the_file_key_by_key() {
     let config = &loaded.config;
     assert_eq!(config.role, Role::Sidecar);
     assert_eq!(config.journal.max_bytes, ByteSize::mib(256));
-    assert_eq!(config.proxy.threads, Some(3));
+    assert_eq!(config.proxy.threads, 3);
     assert!(!config.meter.usage_injection);
-    let openai = Provider {
+    let openai = ProviderConfig {
         upstream: Some("http://127.0.0.1:7777".to_owned()),
-        dialect: None,
         billing_url: Some("http://127.0.0.1:9998".to_owned()),
+        ..ProviderConfig::default()
     };
     assert_eq!(config.providers.get("openai"), Some(&openai));
     // What reads as a number or a boolean is still text where text is wanted.
     let labels = [("cost_centre", "42"), ("owned", "true"), ("team", "search")];
     let labels = labels.map(|(label, value)| (label.to_owned(), value.to_owned()));
-    assert_eq!(config.attribution.r#static, BTreeMap::from(labels));
+    assert_eq!(config.attribution.fixed, BTreeMap::from(labels));
     // A sidecar does not need the keys of accounts, so that they need not be in its pod.
     assert_eq!(config.accounts[0].api_key, None);
     assert_eq!(config.accounts[1].name, "1");
@@ -353,7 +357,7 @@ fn schema_keys(schema: &serde_json::Value, path: &str, keys: &mut Vec<String>) {
         schema_keys(&schema["additionalProperties"], &below("<name>"), keys);
     } else if schema["items"].is_object() {
         schema_keys(&schema["items"], &format!("{path}[]"), keys);
-    } else {
+    } else if schema["type"] != "object" {
         keys.push(path.to_owned());
     }
 }

@@ -34,10 +34,6 @@ impl Act {
     pub(crate) fn send(bytes: impl AsRef<[u8]>) -> Act {
         Act::Send(bytes.as_ref().to_vec())
     }
-
-    pub(crate) fn drip(bytes: impl AsRef<[u8]>) -> Act {
-        Act::Drip(bytes.as_ref().to_vec())
-    }
 }
 
 /// A running upstream.

@@ -1,0 +1,170 @@
+//! The proxy's sections, until the proxy brings its own types: these have the same names and
+//! keys.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The proxy's listener and limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The address that applications send their requests to.
+    #[schemars(with = "String")]
+    pub listen: SocketAddr,
+    /// The URL under which applications reach the proxy.
+    pub public_url: String,
+    /// Threads that serve traffic, each with its own connections. 0 means one for each CPU, at
+    /// most 4.
+    pub threads: usize,
+    /// The most client connections at a time; more are answered with 503.
+    pub connections_max: usize,
+    /// The longest head of a request or response. At least 8 KiB.
+    #[schemars(with = "String")]
+    pub head_max_bytes: ByteSize,
+    /// For the name look-up, the TCP and the TLS handshake with a provider together.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub connect_timeout: Duration,
+    /// From the first byte of a request's head to its last.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub header_timeout: Duration,
+    /// The longest silence: of a provider before or within a response, of a client between
+    /// requests or while it does not take what is sent to it. Reasoning models are silent for
+    /// minutes. There is no limit on the whole of a request.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub idle_timeout: Duration,
+    /// How long an unused connection to a provider is kept.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub pool_idle_timeout: Duration,
+    /// How many unused connections are kept for each provider and thread.
+    pub pool_idle_max: usize,
+    /// How long requests under way may take to finish after SIGTERM.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub shutdown_grace: Duration,
+    /// Certificates (PEM) that are trusted towards upstreams beside the public ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream_ca_file: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 4800)),
+            public_url: "http://127.0.0.1:4800".to_owned(),
+            threads: 0,
+            connections_max: 10_000,
+            head_max_bytes: ByteSize::kib(64),
+            connect_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(15 * 60),
+            pool_idle_timeout: Duration::from_secs(30),
+            pool_idle_max: 64,
+            shutdown_grace: Duration::from_secs(300),
+            upstream_ca_file: None,
+        }
+    }
+}
+
+/// What is done for metering beyond looking on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeterConfig {
+    /// Whether `stream_options.include_usage` is added to chat streams that would otherwise
+    /// state no usage. The extra event that it causes is taken out again.
+    pub usage_injection: bool,
+    /// What happens to a request whose client goes away.
+    pub on_client_disconnect: OnClientDisconnect,
+    /// The longest time that a response is read on for with `on_client_disconnect = "drain"`.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub drain_timeout: Duration,
+    /// The most bytes that are read on for with `on_client_disconnect = "drain"`.
+    #[schemars(with = "String")]
+    pub drain_max_bytes: ByteSize,
+    /// Whether control calls (model lists, files, polls) make rows too.
+    pub control_rows: bool,
+    /// Keys the HMAC that makes fingerprints of API keys, so that nobody can compute them from a
+    /// list of keys. With the same value, all pods give a key the same fingerprint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint_pepper: Option<String>,
+    /// A file that holds `fingerprint_pepper`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint_pepper_file: Option<PathBuf>,
+}
+
+impl Default for MeterConfig {
+    fn default() -> MeterConfig {
+        MeterConfig {
+            usage_injection: true,
+            on_client_disconnect: OnClientDisconnect::Cancel,
+            drain_timeout: Duration::from_secs(10 * 60),
+            drain_max_bytes: ByteSize::mib(64),
+            control_rows: false,
+            fingerprint_pepper: None,
+            fingerprint_pepper_file: None,
+        }
+    }
+}
+
+/// What happens to a request whose client goes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnClientDisconnect {
+    /// The call to the provider is cancelled at once: a meter does not change the bill.
+    Cancel,
+    /// The response is read to its end, within limits, so that its usage is known.
+    Drain,
+}
+
+/// Where a provider's traffic goes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProviderConfig {
+    /// The upstream's URL. Built-in providers have a default; a declared one needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    /// How a declared provider speaks: `chat` is the OpenAI-compatible dialect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dialect: Option<Dialect>,
+    /// Overrides `meter.usage_injection` for this provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage_injection: Option<bool>,
+    /// The host of the provider's billing API. When only `upstream` is set, billing calls go
+    /// there too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub billing_url: Option<String>,
+}
+
+/// How a declared provider speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    /// OpenAI-compatible.
+    Chat,
+}
+
+/// Providers by name.
+pub type Providers = BTreeMap<String, ProviderConfig>;
+
+/// Whom requests are attributed to. Each name becomes a metric label and a key of a row's
+/// `attribution`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AttributionConfig {
+    /// Labels with a fixed value, such as `team = "search"`.
+    #[serde(rename = "static")]
+    pub fixed: BTreeMap<String, String>,
+    /// Labels whose value a request header gives, such as `feature = "x-taffrail-feature"`.
+    /// Headers that begin with `x-taffrail-` are not sent on to the provider.
+    pub headers: BTreeMap<String, String>,
+}

@@ -1,0 +1,695 @@
+//! The proxy between a client and an upstream, one behaviour at a time.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use taffrail::fault::Outcome;
+use taffrail::proxy::{Config, MeterConfig, OnClientDisconnect};
+use taffrail::record::Operation;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::http::{Ending, ask, read_response};
+use crate::support::providers::Plain;
+use crate::support::sidecar::Sidecar;
+use crate::support::upstream::{Act, Upstream, find};
+
+const GET: &[u8] = b"GET /up/x HTTP/1.1\r\nhost: a\r\n\r\n";
+
+fn one_thread() -> Config {
+    Config {
+        threads: Some(1),
+        ..Config::default()
+    }
+}
+
+fn ok(body: &str) -> Act {
+    Act::send(format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ))
+}
+
+/// Reads until `wanted` was seen.
+async fn read_until(stream: &mut TcpStream, wanted: &[u8]) -> Vec<u8> {
+    let mut seen = Vec::new();
+    let mut chunk = [0; 4096];
+    while find(&seen, wanted).is_none() {
+        let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut chunk)).await;
+        match read.expect("nothing comes").expect("the connection broke") {
+            0 => panic!("closed after {:?}", String::from_utf8_lossy(&seen)),
+            read => seen.extend_from_slice(&chunk[..read]),
+        }
+    }
+    seen
+}
+
+/// Whether the peer closes within a second.
+async fn is_closed_soon(stream: &mut TcpStream) -> bool {
+    let mut sink = [0; 4096];
+    let closing = async { while matches!(stream.read(&mut sink).await, Ok(read) if read > 0) {} };
+    tokio::time::timeout(Duration::from_secs(1), closing)
+        .await
+        .is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_provider_gets_the_clients_request_less_what_concerns_one_hop() {
+    let upstream = Upstream::start(vec![Act::Read, ok("ok"), Act::AwaitClose]).await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let request = b"POST /up/v1/%2e%2E/a%20b?q=%7B&x HTTP/1.1\r\nhost: sidecar\r\n\
+        authorization: Bearer sk-1\r\nconnection: keep-alive, x-hop\r\nx-hop: 1\r\n\
+        proxy-authorization: Basic x\r\nx-taffrail-feature: search\r\naccept-encoding: gzip, br\r\n\
+        user-agent: test\r\ncontent-length: 5\r\n\r\nhello";
+    assert_eq!(ask(sidecar.address, request).await.status, 200);
+    let seen = upstream.requests().remove(0);
+    let seen = String::from_utf8(seen).unwrap();
+    let (head, body) = seen.split_once("\r\n\r\n").unwrap();
+    let mut lines: Vec<&str> = head.lines().collect();
+    assert_eq!(lines.remove(0), "POST /v1/%2e%2E/a%20b?q=%7B&x HTTP/1.1");
+    lines.sort_unstable();
+    let host = format!("host: {}", upstream.address);
+    let expected = [
+        "accept-encoding: gzip, br",
+        "authorization: Bearer sk-1",
+        "content-length: 5",
+        host.as_str(),
+        "user-agent: test",
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(body, "hello");
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.operation, Operation::Other);
+    assert_eq!(record.request_bytes, Some(5));
+    assert_eq!(record.response_bytes, Some(2));
+    assert!(record.caller.key_fingerprint.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_requests_share_one_upstream_connection_and_pipelining_keeps_their_order() {
+    let mut script = Vec::new();
+    for index in 0..43 {
+        script.push(Act::Read);
+        script.push(ok(&format!("answer {index}")));
+    }
+    let upstream = Upstream::start(script).await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    client.write_all(&GET.repeat(3)).await.unwrap();
+    let mut pending = Vec::new();
+    for index in 0..43 {
+        if index >= 3 {
+            client.write_all(GET).await.unwrap();
+        }
+        let seen = read_response(&mut client, &mut pending, false).await;
+        assert_eq!(seen.body, format!("answer {index}").into_bytes());
+    }
+    assert_eq!(upstream.connections(), 1);
+    assert_eq!(sidecar.records(43).await.len(), 43);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_before_the_head_closes_the_upstream() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    drop(client);
+    assert!(
+        is_closed_soon(&mut provider).await,
+        "the upstream stays open"
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::ClientCancelled);
+    assert_eq!(record.http_status, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_in_the_middle_closes_the_upstream() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\ndata:1\r\n";
+    provider.write_all(head).await.unwrap();
+    read_until(&mut client, b"data:1").await;
+    drop(client);
+    assert!(
+        is_closed_soon(&mut provider).await,
+        "the upstream stays open"
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::ClientCancelled);
+    assert_eq!(record.response_bytes, Some(6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_reads_the_response_on_when_the_client_leaves() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let meter = MeterConfig {
+        on_client_disconnect: OnClientDisconnect::Drain,
+        ..MeterConfig::default()
+    };
+    let address = listener.local_addr().unwrap();
+    let sidecar = Sidecar::start_with(address, Plain::new(), one_thread(), meter);
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello";
+    provider.write_all(head).await.unwrap();
+    read_until(&mut client, b"hello").await;
+    drop(client);
+    // The client's end has to arrive before the rest of the response does.
+    assert!(
+        !is_closed_soon(&mut provider).await,
+        "the upstream was closed"
+    );
+    provider.write_all(b"world").await.unwrap();
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::ClientCancelled);
+    assert_eq!(record.response_bytes, Some(10));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_meter_that_panics_changes_nothing_for_the_client() {
+    let upstream = Upstream::start(vec![Act::Read, ok("fine"), Act::AwaitClose]).await;
+    let sidecar = Sidecar::start(upstream.address, Plain::panicking());
+    let request = b"POST /up/x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}";
+    let seen = ask(sidecar.address, request).await;
+    assert_eq!(
+        (seen.status, seen.body, seen.ending),
+        (200, b"fine".to_vec(), Ending::Complete)
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!((record.outcome, record.cost_usd), (Outcome::Ok, None));
+    assert_eq!(sidecar.sample("taffrail_meter_panics_total"), Some(2.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_early_answer_reaches_a_client_that_still_uploads() {
+    let upstream = Upstream::start_each(vec![
+        vec![
+            Act::ReadHead,
+            Act::send("HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig"),
+            Act::Pause(Duration::from_millis(200)),
+            Act::Close,
+        ],
+        vec![Act::Read, ok("ok"), Act::AwaitClose],
+    ])
+    .await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let head = b"POST /up/x HTTP/1.1\r\nhost: a\r\ncontent-length: 10000000\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    client.write_all(&[b'a'; 1000]).await.unwrap();
+    let seen = read_response(&mut client, &mut Vec::new(), false).await;
+    assert_eq!((seen.status, seen.body), (413, b"big".to_vec()));
+    // The connection of an unfinished request is not used again.
+    assert_eq!(ask(sidecar.address, GET).await.status, 200);
+    assert_eq!(upstream.connections(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_response_streams_while_the_upload_goes_on() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let head = b"POST /up/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n";
+    client.write_all(head).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"one").await;
+    let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nA\r\n";
+    provider.write_all(answer).await.unwrap();
+    read_until(&mut client, b"A\r\n").await;
+    client.write_all(b"3\r\ntwo\r\n0\r\n\r\n").await.unwrap();
+    read_until(&mut provider, b"0\r\n\r\n").await;
+    provider.write_all(b"1\r\nB\r\n0\r\n\r\n").await.unwrap();
+    read_until(&mut client, b"B\r\n0\r\n\r\n").await;
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(
+        (record.outcome, record.request_bytes),
+        (Outcome::Ok, Some(6))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_directions_move_when_the_client_reads_only_after_its_upload() {
+    const SIZE: usize = 8 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    tokio::spawn(async move {
+        let (mut provider, _) = listener.accept().await.unwrap();
+        read_until(&mut provider, b"\r\n\r\n").await;
+        let (mut reading, mut writing) = provider.split();
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\n\r\n");
+        let write = async {
+            writing.write_all(head.as_bytes()).await.unwrap();
+            writing.write_all(&vec![b'r'; SIZE]).await.unwrap();
+        };
+        let read = async {
+            let mut sink = vec![0; 1 << 16];
+            while reading.read(&mut sink).await.unwrap() > 0 {}
+        };
+        tokio::join!(write, read);
+    });
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let head = format!("POST /up/x HTTP/1.1\r\nhost: a\r\ncontent-length: {SIZE}\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    let upload = client.write_all(&vec![b'u'; SIZE]).await;
+    upload.unwrap();
+    let seen = read_response(&mut client, &mut Vec::new(), false).await;
+    assert_eq!(
+        (seen.status, seen.body.len(), seen.ending),
+        (200, SIZE, Ending::Complete)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_body_waits_for_the_providers_100_continue() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let head =
+        b"POST /up/x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    let seen = read_until(&mut provider, b"\r\n\r\n").await;
+    assert!(find(&seen, b"expect: 100-continue").is_some());
+    let mut early = [0; 16];
+    let nothing = tokio::time::timeout(Duration::from_millis(100), client.read(&mut early)).await;
+    assert!(nothing.is_err(), "100 Continue before the provider said so");
+    provider
+        .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+        .await
+        .unwrap();
+    read_until(&mut client, b"100 Continue\r\n\r\n").await;
+    client.write_all(b"hello").await.unwrap();
+    read_until(&mut provider, b"hello").await;
+    provider
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await
+        .unwrap();
+    read_until(&mut client, b"ok").await;
+    assert_eq!(sidecar.records(1).await.remove(0).request_bytes, Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_in_place_of_100_continue_spares_the_upload() {
+    let upstream = Upstream::start(vec![
+        Act::ReadHead,
+        Act::send("HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\n\r\nno"),
+        Act::AwaitClose,
+    ])
+    .await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let request =
+        b"POST /up/x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    client.write_all(request).await.unwrap();
+    let seen = read_until(&mut client, b"no").await;
+    assert!(
+        seen.starts_with(b"HTTP/1.1 417 "),
+        "{}",
+        String::from_utf8_lossy(&seen)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_is_tunnelled_after_the_providers_101_and_not_before() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let request = b"GET /up/v1/realtime?model=m HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\n\
+        upgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nEARLY";
+    client.write_all(request).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    let seen = read_until(&mut provider, b"\r\n\r\n").await;
+    assert!(find(&seen, b"upgrade: websocket").is_some());
+    assert!(
+        seen.ends_with(b"\r\n\r\n"),
+        "bytes of the tunnel came before the 101"
+    );
+    let mut early = [0; 16];
+    let read = tokio::time::timeout(Duration::from_millis(100), provider.read(&mut early)).await;
+    assert!(read.is_err(), "bytes of the tunnel came before the 101");
+    let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n\
+        upgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nHELLO";
+    provider.write_all(answer).await.unwrap();
+    let seen = read_until(&mut client, b"HELLO").await;
+    assert!(seen.starts_with(b"HTTP/1.1 101 "));
+    assert!(find(&seen, b"sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=").is_some());
+    read_until(&mut provider, b"EARLY").await;
+    client.write_all(b"ping").await.unwrap();
+    read_until(&mut provider, b"ping").await;
+    provider.write_all(b"pong").await.unwrap();
+    read_until(&mut client, b"pong").await;
+    drop(client);
+    drop(provider);
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.http_status, Some(101));
+    assert_eq!(
+        (record.request_bytes, record.response_bytes),
+        (Some(9), Some(9))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_websocket_is_an_ordinary_response() {
+    let upstream = Upstream::start(vec![
+        Act::ReadHead,
+        Act::send("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno"),
+        Act::AwaitClose,
+    ])
+    .await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let request = b"GET /up/ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\n\
+        upgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
+    let seen = ask(sidecar.address, request).await;
+    assert_eq!((seen.status, seen.body), (403, b"no".to_vec()));
+    assert_eq!(sidecar.records(1).await.remove(0).http_status, Some(403));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_stays_silent_ends_as_a_timeout() {
+    let config = Config {
+        idle_timeout: Duration::from_millis(300),
+        ..one_thread()
+    };
+    let silent = Upstream::start(vec![Act::Read, Act::AwaitClose]).await;
+    let meter = MeterConfig::default();
+    let sidecar = Sidecar::start_with(silent.address, Plain::new(), config.clone(), meter.clone());
+    let seen = ask(sidecar.address, GET).await;
+    assert_eq!(seen.status, 504);
+    assert_eq!(
+        seen.headers["x-taffrail-error"],
+        [b"response_timeout".to_vec()]
+    );
+    assert_eq!(
+        sidecar.records(1).await.remove(0).outcome,
+        Outcome::UpstreamTimeout
+    );
+
+    let head = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel";
+    let stalling = Upstream::start(vec![Act::Read, Act::send(head), Act::AwaitClose]).await;
+    let sidecar = Sidecar::start_with(stalling.address, Plain::new(), config, meter);
+    let seen = ask(sidecar.address, GET).await;
+    assert_eq!((seen.status, seen.ending), (200, Ending::Truncated));
+    assert_eq!(
+        sidecar.records(1).await.remove(0).outcome,
+        Outcome::UpstreamTimeout
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_upload_is_no_silence() {
+    let config = Config {
+        idle_timeout: Duration::from_millis(400),
+        ..one_thread()
+    };
+    let upstream = Upstream::start(vec![Act::Read, ok("ok"), Act::AwaitClose]).await;
+    let meter = MeterConfig::default();
+    let sidecar = Sidecar::start_with(upstream.address, Plain::new(), config, meter);
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let head = b"POST /up/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    for _ in 0..8 {
+        client.write_all(b"1\r\na\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    client.write_all(b"0\r\n\r\n").await.unwrap();
+    assert_eq!(
+        read_response(&mut client, &mut Vec::new(), false)
+            .await
+            .status,
+        200
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_relayed_is_answered_in_json_with_a_mark() {
+    let upstream = Upstream::start(vec![Act::Read, ok("ok")]).await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let long = format!(
+        "GET /up/x HTTP/1.1\r\nhost: a\r\nx-long: {}\r\n\r\n",
+        "a".repeat(66_000)
+    );
+    let cases: [(&[u8], u16, &str, &str); 4] = [
+        (
+            b"GET /nobody/x HTTP/1.1\r\nhost: a\r\n\r\n",
+            404,
+            "unknown_route",
+            "up",
+        ),
+        (
+            b"GET http://evil/up/x HTTP/1.1\r\nhost: a\r\n\r\n",
+            400,
+            "not_a_forward_proxy",
+            "host",
+        ),
+        (
+            b"CONNECT evil:443 HTTP/1.1\r\nhost: a\r\n\r\n",
+            400,
+            "not_a_forward_proxy",
+            "host",
+        ),
+        (long.as_bytes(), 431, "", ""),
+    ];
+    for (request, status, kind, in_message) in cases {
+        let seen = ask(sidecar.address, request).await;
+        assert_eq!(seen.status, status, "{}", String::from_utf8_lossy(request));
+        if status == 431 {
+            continue;
+        }
+        assert_eq!(seen.headers["x-taffrail-error"], [kind.as_bytes().to_vec()]);
+        let body: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        assert_eq!(body["error"]["type"], format!("taffrail_{kind}"));
+        assert!(
+            body["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains(in_message)
+        );
+    }
+    assert_eq!(upstream.connections(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreachable_upstream_is_a_502() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let sidecar = Sidecar::start(address, Plain::new());
+    let seen = ask(sidecar.address, GET).await;
+    assert_eq!(seen.status, 502);
+    assert_eq!(
+        seen.headers["x-taffrail-error"],
+        [b"connect_failed".to_vec()]
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::NetworkError);
+    assert_eq!(record.error_code.as_deref(), Some("connect_failed"));
+}
+
+/// Each is refused with nothing sent upstream, or sent as exactly one request in one framing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_smuggled() {
+    const SMUGGLED: &str = "GET /up/smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+    let cases = [
+        "content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
+        "content-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+        "content-length: +5\r\n\r\nhello",
+        "content-length: 5,5\r\n\r\nhello",
+        "content-length: 0x5\r\n\r\nhello",
+        "content-length:\r\n\r\n",
+        "transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n\r\n0\r\n\r\n",
+        "transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
+        " transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "x-a: b\r\n transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "x-a: b\r\n\tcontent-length: 5\r\n\r\nhello",
+        "x-a: b\0\r\n\r\n",
+        "x\x01: b\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n5;\n\r\nhello\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n-1\r\n\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n10000000000000000\r\nhello\r\n0\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n",
+    ];
+    for case in cases {
+        let upstream = Upstream::start(vec![Act::Read, ok("a"), Act::Read, ok("b")]).await;
+        let sidecar = Sidecar::start(upstream.address, Plain::new());
+        let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+        let request = format!("POST /up/x HTTP/1.1\r\nhost: a\r\n{case}{SMUGGLED}");
+        client.write_all(request.as_bytes()).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        if client.read_to_end(&mut answer).await.is_err() {}
+        for seen in upstream.requests() {
+            let seen = String::from_utf8_lossy(&seen).into_owned();
+            let lower = seen.to_ascii_lowercase();
+            let framings = lower.matches("content-length:").count()
+                + lower.matches("transfer-encoding:").count();
+            assert!(framings <= 1, "{case:?} went out as {seen:?}");
+            let is_whole = seen.starts_with("POST /x ") || seen.starts_with("GET /smuggled ");
+            assert!(is_whole, "{case:?} went out as {seen:?}");
+            assert!(!lower.contains("xchunked"), "{case:?} went out as {seen:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_drips_in_is_cut_off_and_an_idle_connection_is_not() {
+    let config = Config {
+        header_timeout: Duration::from_millis(200),
+        ..one_thread()
+    };
+    let upstream = Upstream::start(vec![Act::Read, ok("a"), Act::Read, ok("b")]).await;
+    let meter = MeterConfig::default();
+    let sidecar = Sidecar::start_with(upstream.address, Plain::new(), config, meter);
+    let mut slow = TcpStream::connect(sidecar.address).await.unwrap();
+    slow.write_all(b"GET /up/x HTTP/1.1\r\nhos").await.unwrap();
+    assert!(is_closed_soon(&mut slow).await, "a slow head is waited for");
+
+    let mut idle = TcpStream::connect(sidecar.address).await.unwrap();
+    let mut pending = Vec::new();
+    for body in [b"a", b"b"] {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        idle.write_all(GET).await.unwrap();
+        assert_eq!(
+            read_response(&mut idle, &mut pending, false).await.body,
+            body
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_connections_than_the_limit_are_told_so() {
+    let config = Config {
+        connections_max: 2,
+        ..one_thread()
+    };
+    let upstream = Upstream::start(vec![Act::Read, ok("a"), Act::Read, ok("a")]).await;
+    let meter = MeterConfig::default();
+    let sidecar = Sidecar::start_with(upstream.address, Plain::new(), config, meter);
+    let mut first = TcpStream::connect(sidecar.address).await.unwrap();
+    first.write_all(GET).await.unwrap();
+    assert_eq!(
+        read_response(&mut first, &mut Vec::new(), false)
+            .await
+            .status,
+        200
+    );
+    let mut second = TcpStream::connect(sidecar.address).await.unwrap();
+    second.write_all(GET).await.unwrap();
+    assert_eq!(
+        read_response(&mut second, &mut Vec::new(), false)
+            .await
+            .status,
+        200
+    );
+    let mut third = TcpStream::connect(sidecar.address).await.unwrap();
+    let refused = read_response(&mut third, &mut Vec::new(), false).await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(
+        refused.headers["x-taffrail-error"],
+        [b"too_many_connections".to_vec()]
+    );
+    let series = "taffrail_connections_refused_total{listener=\"proxy\"}";
+    assert_eq!(sidecar.sample(series), Some(1.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_lets_requests_finish_and_new_ones_in_until_traffic_rests() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\ndata:1\r\n";
+    provider.write_all(head).await.unwrap();
+    read_until(&mut client, b"data:1").await;
+
+    let Sidecar {
+        address,
+        proxy,
+        journal,
+        ..
+    } = sidecar;
+    let stopping = tokio::spawn(proxy.stop(Duration::from_secs(30), std::future::pending()));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut late = TcpStream::connect(address).await.unwrap();
+    late.write_all(GET).await.unwrap();
+    let (mut second, _) = listener.accept().await.unwrap();
+    read_until(&mut second, b"\r\n\r\n").await;
+    second
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate")
+        .await
+        .unwrap();
+    read_until(&mut late, b"late").await;
+    assert!(!stopping.is_finished());
+    provider
+        .write_all(b"6\r\ndata:2\r\n0\r\n\r\n")
+        .await
+        .unwrap();
+    read_until(&mut client, b"data:2\r\n0\r\n\r\n").await;
+    stopping.await.unwrap();
+    assert!(
+        TcpStream::connect(address).await.is_err(),
+        "it still listens"
+    );
+    let batch = journal.next_batch(10, usize::MAX).unwrap().unwrap();
+    assert_eq!(batch.records.len(), 2);
+    assert!(
+        batch
+            .records
+            .iter()
+            .all(|record| record.outcome == Outcome::Ok)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_outlasts_the_grace_period_is_recorded_as_interrupted() {
+    let upstream = Upstream::start(vec![Act::Read, Act::AwaitClose]).await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    while sidecar.proxy.under_way() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let Sidecar { proxy, journal, .. } = sidecar;
+    proxy
+        .stop(Duration::from_millis(100), std::future::pending())
+        .await;
+    let batch = journal.next_batch(10, usize::MAX).unwrap().unwrap();
+    let outcomes: Vec<Outcome> = batch.records.iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Interrupted]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_up_to_the_limit_passes_and_a_longer_one_does_not() {
+    let config = Config {
+        head_bytes_max: ByteSize::kib(16),
+        ..one_thread()
+    };
+    let upstream = Upstream::start(vec![Act::Read, ok("a"), Act::AwaitClose]).await;
+    let meter = MeterConfig::default();
+    let provider = Plain::new();
+    let sidecar = Sidecar::start_with(upstream.address, provider, config, meter);
+    for (length, status) in [(15 << 10, 200), ((16 << 10) + 1, 431)] {
+        let request = format!(
+            "GET /up/x HTTP/1.1\r\nhost: a\r\nx-long: {}\r\n\r\n",
+            "a".repeat(length)
+        );
+        assert_eq!(
+            ask(sidecar.address, request.as_bytes()).await.status,
+            status
+        );
+    }
+}
