@@ -9,28 +9,24 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::config::{BUILT_IN_PROVIDERS, Config, Role};
+use crate::proxy::{ERROR_HEADER, tls_config};
 use crate::store::{self, Store, StoreError};
 
 /// How long an upstream may take to be resolved, connected to and shaken hands with.
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a listener on this machine may take to answer.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// The header that marks an answer of the proxy's own, such as the one to a path that names no
-/// provider.
-const OWN_ANSWER_HEADER: &str = "x-taffrail-error";
 /// The path of the liveness probe.
 const HEALTHY_PATH: &str = "/-/healthy";
 
@@ -199,8 +195,9 @@ async fn proxy_port(address: SocketAddr) -> Result<String, String> {
         Ok(free) => return Ok(free),
         Err(taken) => taken,
     };
+    // A path that names no provider gets an answer of the proxy's own.
     let is_ours = match get(reachable(address), "/").await {
-        Ok(answer) => answer.headers().contains_key(OWN_ANSWER_HEADER),
+        Ok(answer) => answer.headers().contains_key(ERROR_HEADER),
         Err(_) => false,
     };
     if is_ours {
@@ -297,9 +294,15 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Every upstream that requests can go to.
 async fn upstreams(config: &Config) -> Vec<Item> {
-    let tls = match tls(config.proxy.upstream_ca_file.as_deref()) {
-        Ok(tls) => tls,
-        Err(error) => return vec![Item::of("proxy.upstream_ca_file", Err(error))],
+    let tls = match tls_config(config.proxy.upstream_ca_file.as_deref()) {
+        Ok(tls) => TlsConnector::from(tls),
+        Err(error) => {
+            let mend = "it must hold certificates in PEM";
+            return vec![Item::of(
+                "proxy.upstream_ca_file",
+                Err(format!("{error}; {mend}")),
+            )];
+        }
     };
     // All at once: with the network down each one takes its whole timeout.
     let mut tasks = tokio::task::JoinSet::new();
@@ -400,35 +403,6 @@ async fn connect(upstream: &str, tls: TlsConnector) -> Result<&'static str, Stri
     Ok("accepts connections, certificate verified")
 }
 
-/// A TLS client that trusts the public authorities and those in a file.
-fn tls(ca_file: Option<&Path>) -> Result<TlsConnector, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    if let Some(path) = ca_file {
-        let cannot = |error: &dyn fmt::Display| {
-            let path = path.display();
-            format!("cannot use {path}: {error}; it must hold certificates in PEM")
-        };
-        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| cannot(&e))?;
-        let mut count = 0_usize;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|error| cannot(&error))?;
-            roots.add(certificate).map_err(|error| cannot(&error))?;
-            count += 1;
-        }
-        if count == 0 {
-            return Err(cannot(&"no certificate in it"));
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -447,7 +421,7 @@ mod tests {
     #[test]
     fn an_upstream_that_nobody_asked_for_may_be_out_of_reach() {
         let mut config = Config::default();
-        let groq = crate::config::ProviderConfig {
+        let groq = crate::proxy::ProviderConfig {
             upstream: Some("http://127.0.0.1:1".to_owned()),
             ..Default::default()
         };

@@ -3,7 +3,6 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
@@ -12,6 +11,7 @@ use uuid::Uuid;
 
 use crate::config::Role;
 use crate::fault::Outcome;
+use crate::report::{Format, LOGS_LIMIT_DEFAULT, LOGS_LIMIT_MAX, Since};
 use crate::store::Dimension;
 
 /// The exit code of a command that did what was asked.
@@ -20,11 +20,6 @@ pub const EXIT_OK: u8 = 0;
 pub const EXIT_FAILED: u8 = 1;
 /// The exit code of a wrong command line or configuration.
 pub const EXIT_USAGE: u8 = 2;
-
-/// Rows that `taffrail logs` shows unless told otherwise.
-pub const LOG_ROWS_DEFAULT: u32 = 50;
-/// Rows that `taffrail logs --limit` can ask for.
-pub const LOG_ROWS_MAX: u32 = 10_000;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -112,9 +107,9 @@ Examples:
   taffrail usage --since 7d --by team,provider    by an attribution label
   taffrail usage --format csv > usage.csv")]
 pub struct Usage {
-    /// How far back: a duration such as 90m, 24h or 30d.
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_since)]
-    pub since: Duration,
+    /// How far back: a duration (90m, 24h, 30d), a date or a timestamp.
+    #[arg(long, value_name = "WHEN", default_value = "24h")]
+    pub since: Since,
     /// What to group by: provider, model, operation, outcome, day, hour, key, instance,
     /// service_tier, and attribution labels.
     #[arg(
@@ -125,8 +120,8 @@ pub struct Usage {
     )]
     pub by: Vec<Dimension>,
     /// How to print it.
-    #[arg(long, value_enum, default_value_t)]
-    pub format: TableFormat,
+    #[arg(long, default_value_t, value_parser = format_parser())]
+    pub format: Format,
 }
 
 /// `taffrail logs`.
@@ -142,8 +137,8 @@ pub struct Logs {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = LOG_ROWS_DEFAULT,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(LOG_ROWS_MAX)),
+        default_value_t = LOGS_LIMIT_DEFAULT,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(LOGS_LIMIT_MAX)),
         conflicts_with = "all"
     )]
     pub limit: u32,
@@ -160,8 +155,8 @@ pub struct Logs {
     #[arg(long, value_name = "OUTCOME", value_parser = outcome_parser())]
     pub outcome: Option<Outcome>,
     /// How to print them.
-    #[arg(long, value_enum, default_value_t)]
-    pub format: TableFormat,
+    #[arg(long, default_value_t, value_parser = format_parser())]
+    pub format: Format,
 }
 
 /// `taffrail prices`.
@@ -185,8 +180,8 @@ pub struct PricesList {
     #[arg(long, value_name = "TEXT")]
     pub model: Option<String>,
     /// How to print them.
-    #[arg(long, value_enum, default_value_t)]
-    pub format: TableFormat,
+    #[arg(long, default_value_t, value_parser = format_parser())]
+    pub format: Format,
 }
 
 /// `taffrail check`.
@@ -225,18 +220,6 @@ Example, in a Dockerfile:
   HEALTHCHECK CMD [\"/taffrail\", \"healthcheck\"]")]
 pub struct Healthcheck {}
 
-/// How a table is printed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum TableFormat {
-    /// A table for people.
-    #[default]
-    Table,
-    /// One JSON object a line.
-    Json,
-    /// CSV with a header.
-    Csv,
-}
-
 /// How the configuration is printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ConfigFormat {
@@ -262,12 +245,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, (clap
     })
 }
 
-fn parse_since(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(duration) if duration.is_zero() => Err("zero looks back at nothing".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(_) => Err("accepted is a number with a unit, such as 90m, 24h or 30d".to_owned()),
-    }
+fn format_parser() -> impl clap::builder::TypedValueParser<Value = Format> {
+    PossibleValuesParser::new(Format::ALL.iter().map(|format| format.as_str()))
+        .try_map(|name| name.parse::<Format>())
 }
 
 fn outcome_parser() -> impl clap::builder::TypedValueParser<Value = Outcome> {
@@ -302,9 +282,9 @@ mod tests {
         assert_eq!(
             command("taffrail usage"),
             Command::Usage(Usage {
-                since: Duration::from_hours(24),
+                since: Since::Ago(std::time::Duration::from_hours(24)),
                 by: vec![Dimension::Provider, Dimension::Model],
-                format: TableFormat::Table,
+                format: Format::Table,
             })
         );
         assert_eq!(
@@ -315,7 +295,7 @@ mod tests {
                 before: None,
                 provider: None,
                 outcome: None,
-                format: TableFormat::Table,
+                format: Format::Table,
             })
         );
         assert_eq!(

@@ -13,7 +13,6 @@
 
 mod effective;
 mod load;
-mod proxy;
 mod reference;
 mod validate;
 
@@ -24,14 +23,12 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::proxy::{self, AttributionConfig, MeterConfig, Providers};
 use crate::{admin, journal, metrics, store, telemetry};
 
 pub use load::{
     CONFIG_VARIABLE, DEFAULT_FILE, ENV_PREFIX, KeyPath, Loaded, Origin, Problem, Problems, Sources,
     load,
-};
-pub use proxy::{
-    AttributionConfig, Dialect, MeterConfig, OnClientDisconnect, ProviderConfig, Providers,
 };
 pub use reference::{json_schema, markdown};
 

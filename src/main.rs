@@ -1,7 +1,177 @@
-//! The `taffrail` command.
+//! The `taffrail` command: parses, dispatches, and turns what happened into an exit code.
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use taffrail::app::{self, App};
+use taffrail::cli::{self, Command, ConfigFormat};
+use taffrail::config::{self, Config, Loaded, Role, Sources};
+use taffrail::store::Store;
+use taffrail::{check, clock, report, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
 fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err((error, code)) => {
+            if error.print().is_err() {
+                return ExitCode::from(cli::EXIT_FAILED);
+            }
+            return ExitCode::from(code);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow::Error::new(error).context("cannot start a runtime")),
+    };
+    match runtime.block_on(dispatch(cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => fail(&error),
+    }
+}
+
+/// Prints an error with everything that led to it, on one line each.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    // A reader that has gone (`taffrail logs | head`) is no failure to talk about.
+    let is_pipe_closed = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+    });
+    if is_pipe_closed {
+        return ExitCode::from(cli::EXIT_OK);
+    }
+    let code = match error.downcast_ref::<config::Problems>() {
+        Some(_) => cli::EXIT_USAGE,
+        None => cli::EXIT_FAILED,
+    };
+    let mut stderr = io::stderr().lock();
+    let written = writeln!(stderr, "taffrail: {error:#}");
+    ExitCode::from(if written.is_ok() {
+        code
+    } else {
+        cli::EXIT_FAILED
+    })
+}
+
+async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
+    let file = cli.config;
+    let load = |role: Option<Role>| -> Result<Loaded, config::Problems> {
+        config::load(Sources {
+            file: file.clone(),
+            role,
+            env: std::env::vars_os().collect(),
+            ..Sources::default()
+        })
+    };
+    match cli.command {
+        Command::Run(run) => serve(&load(run.role)?.config).await,
+        Command::Demo(_) => anyhow::bail!("the demo is being built"),
+        Command::Usage(usage) => print_usage(&load(None)?.config, usage).await,
+        Command::Logs(logs) => print_logs(&load(None)?.config, logs).await,
+        Command::Prices(cli::Prices::List(list)) => print_prices(&load(None)?.config, &list),
+        Command::Check(_) => {
+            let items = check::check(&load(None)?.config).await;
+            for item in &items {
+                writeln!(io::stdout(), "{item}")?;
+            }
+            Ok(if check::passed(&items) {
+                cli::EXIT_OK
+            } else {
+                cli::EXIT_FAILED
+            })
+        }
+        Command::Config(config) => {
+            let loaded = load(None)?;
+            match config.format {
+                ConfigFormat::Toml => write!(io::stdout(), "{}", loaded.to_toml())?,
+                ConfigFormat::Json => writeln!(io::stdout(), "{:#}", loaded.to_json())?,
+            }
+            Ok(cli::EXIT_OK)
+        }
+        Command::Healthcheck(_) => {
+            let listen = load(None)?.config.admin.listen;
+            check::healthcheck(listen)
+                .await
+                .map_err(|problem| anyhow::anyhow!(problem))?;
+            Ok(cli::EXIT_OK)
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT; a second one ends the waiting for requests under way.
+async fn serve(config: &Config) -> anyhow::Result<u8> {
+    telemetry::init(&config.log)?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let app = App::start(config)?;
+    tracing::info!(
+        proxy = app.proxy_address().map(|address| address.to_string()),
+        admin = %app.admin_address(),
+        store = app.store().description(),
+        version = env!("CARGO_PKG_VERSION"),
+        "serving"
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: requests under way finish first; a second signal cuts them off");
+    app.stop(async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+    .await?;
+    tracing::info!("stopped");
+    Ok(cli::EXIT_OK)
+}
+
+async fn print_usage(config: &Config, usage: cli::Usage) -> anyhow::Result<u8> {
+    let store = Store::open_read_only(&config.store).await?;
+    let request = report::UsageRequest {
+        since: usage.since,
+        by: usage.by,
+        format: usage.format,
+        width: report::terminal_width(),
+    };
+    let mut out = io::stdout().lock();
+    report::usage(&store, &request, clock::wall(), &mut out).await?;
+    store.close().await;
+    Ok(cli::EXIT_OK)
+}
+
+async fn print_logs(config: &Config, logs: cli::Logs) -> anyhow::Result<u8> {
+    let store = Store::open_read_only(&config.store).await?;
+    let request = report::LogsRequest {
+        limit: (!logs.all).then_some(logs.limit),
+        before: logs.before,
+        provider: logs.provider,
+        outcome: logs.outcome,
+        format: logs.format,
+        width: report::terminal_width(),
+    };
+    let mut out = io::stdout().lock();
+    report::logs(&store, &request, &mut out).await?;
+    store.close().await;
+    Ok(cli::EXIT_OK)
+}
+
+fn print_prices(config: &Config, list: &cli::PricesList) -> anyhow::Result<u8> {
+    let book = app::price_book(config.prices.overlay_file.as_deref())?;
+    let request = report::PricesRequest {
+        provider: list.provider.clone(),
+        model: list.model.clone(),
+        format: list.format,
+        width: report::terminal_width(),
+    };
+    report::prices(&book, &request, clock::wall(), &mut io::stdout().lock())?;
+    Ok(cli::EXIT_OK)
 }

@@ -1,9 +1,11 @@
-//! `taffrail usage` and `taffrail logs`: rows and sums of the store as a table for people, or as
+//! `taffrail usage`, `logs` and `prices list`: rows and sums of the store as a table for people, or as
 //! JSON lines and CSV for programs.
 //!
 //! A question and a store go in, text comes out on a writer; nothing here reads a clock, a
 //! configuration or a terminal, except [`terminal_width`] for the caller to pass on. What is
 //! unknown is never shown as zero: a table has `—` for it, JSON has null, CSV nothing.
+
+mod prices;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use uuid::Uuid;
 
+pub use self::prices::{PricesRequest, prices};
 use crate::fault::Outcome;
 use crate::store::{
     COLUMNS, DecimalSum, Dimension, LogQuery, LogRow, Store, StoreError, TOKEN_COLUMNS, Totals,
@@ -132,7 +135,10 @@ impl FromStr for Since {
 
     fn from_str(text: &str) -> Result<Since, ParseOptionError> {
         let text = text.trim();
-        if let Ok(duration) = humantime::parse_duration(text) {
+        // Zero looks back at nothing.
+        if let Ok(duration) = humantime::parse_duration(text)
+            && !duration.is_zero()
+        {
             return Ok(Since::Ago(duration));
         }
         let midnight = format!("{text}T00:00:00Z");
@@ -246,6 +252,10 @@ pub fn terminal_width() -> Option<u16> {
 }
 
 /// Writes what was spent from `request.since` until `now`.
+///
+/// As JSON one object a line and group, as CSV one record: the dimensions by name, `requests`,
+/// `unpriced_requests`, `cost_usd`, `cost_upstream_usd`, the token columns of `api_usage_logs`,
+/// and `units` with the other quantities. Only a table has a total.
 ///
 /// # Errors
 ///
@@ -481,14 +491,12 @@ fn heading(dimension: &Dimension) -> String {
     .to_owned()
 }
 
-/// The keys of a group, in JSON and CSV alike.
+/// A group as a line of JSON.
 struct UsageLine<'a> {
     by: &'a [Dimension],
     row: &'a UsageRow,
 }
 
-/// The dimensions by name, `requests`, `unpriced_requests`, `cost_usd`, `cost_upstream_usd`, the
-/// token columns of the rows, and `units` with the other quantities.
 impl Serialize for UsageLine<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let totals = &self.row.totals;

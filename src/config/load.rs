@@ -29,7 +29,7 @@ pub const DEFAULT_FILE: &str = "taffrail.toml";
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Where configuration comes from, besides the defaults.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Sources {
     /// The file that `--config` names.
     pub file: Option<PathBuf>,
@@ -189,11 +189,18 @@ impl fmt::Display for Problems {
 }
 
 /// A configuration that holds, and where each value of it came from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
     layers: Layers,
+}
+
+/// Shows nothing: the values and the texts that they were read from hold secrets.
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded").finish_non_exhaustive()
+    }
 }
 
 impl Loaded {
@@ -257,7 +264,7 @@ pub fn load(sources: Sources) -> Result<Loaded, Problems> {
 }
 
 /// What each source said.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Layers {
     file: Option<FileLayer>,
     env: Environment,
@@ -501,7 +508,7 @@ pub(super) fn read_secret_file(path: &Path) -> Result<String, String> {
 }
 
 /// The configuration file.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct FileLayer {
     path: PathBuf,
     values: Dict,
@@ -595,7 +602,7 @@ fn line_of(text: &str, offset: usize) -> usize {
 }
 
 /// The variables of the environment that configure Taffrail.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 struct Environment {
     /// The file that [`CONFIG_VARIABLE`] names.
     config_file: Option<PathBuf>,
@@ -603,7 +610,7 @@ struct Environment {
     variables: BTreeMap<KeyPath, Variable>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Variable {
     name: String,
     text: String,

@@ -9,10 +9,11 @@ use std::time::Duration;
 use croner::parser::{CronParser, Seconds, Year};
 
 use super::load::read_secret_file;
-use super::{AttributionConfig, BUILT_IN_PROVIDERS, Config, KeyPath, Providers, Role};
+use super::{BUILT_IN_PROVIDERS, Config, KeyPath, Role};
 use crate::metrics::labels::{
     ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
 };
+use crate::proxy::{AttributionConfig, Providers, Upstream};
 use crate::store::Dimension;
 use crate::telemetry;
 
@@ -89,7 +90,10 @@ impl Rules {
     fn proxy(&mut self, config: &Config) {
         let proxy = &config.proxy;
         let key = |name: &str| KeyPath::new(["proxy", name]);
-        self.url(key("public_url"), &proxy.public_url);
+        if proxy.threads == Some(0) {
+            let accepted = "1 or more, or unset for one per CPU, up to 4";
+            self.add(key("threads"), "0 threads relay nothing", accepted);
+        }
         for (name, duration) in [
             ("connect_timeout", proxy.connect_timeout),
             ("header_timeout", proxy.header_timeout),
@@ -108,10 +112,10 @@ impl Rules {
         }
         /// A head with a long key, a trace and a few cookies takes about as much.
         const HEAD_BYTES_MIN: u64 = 8 * 1024;
-        if proxy.head_max_bytes.as_u64() < HEAD_BYTES_MIN {
+        if proxy.head_bytes_max.as_u64() < HEAD_BYTES_MIN {
             self.add(
-                key("head_max_bytes"),
-                format!("{} is too little for a usual head", proxy.head_max_bytes),
+                key("head_bytes_max"),
+                format!("{} is too little for a usual head", proxy.head_bytes_max),
                 "8KiB or more",
             );
         }
@@ -471,7 +475,11 @@ fn check_url(url: &str) -> Result<(), &'static str> {
                 Some(_) if !is_bracketed && authority.port_u16().is_none_or(|port| port == 0) => {
                     Err("the port is not a port")
                 }
-                _ => Ok(()),
+                // What the proxy cannot read, it could not serve.
+                _ => match Upstream::parse(url) {
+                    Ok(_) => Ok(()),
+                    Err(_) => Err("the host is not a name"),
+                },
             }
         }
         _ => Err("not a URL"),
@@ -490,9 +498,9 @@ fn check_file(path: &Path) -> Result<(), String> {
 /// Whether a label can stand beside ours; if not, what is wrong and what is accepted.
 fn check_label(label: &str) -> Result<(), (String, &'static str)> {
     match check_attribution_label(label) {
-        Err(error @ LabelError::Malformed) => {
+        Err(LabelError::Malformed) => {
             let accepted = "letters, digits and _, no digit first, not starting with __";
-            Err((format!("{label:?} {error}"), accepted))
+            Err((format!("{label:?} is not a label name"), accepted))
         }
         Err(error @ LabelError::Reserved) => {
             let accepted = "a label that neither Taffrail nor Prometheus sets";
@@ -570,6 +578,7 @@ mod tests {
             ("https://host:0", "the port is not a port"),
             ("https://host:99999", "the port is not a port"),
             ("https://host:", "the port is not a port"),
+            ("https://ho_st!", "the host is not a name"),
         ] {
             assert_eq!(check_url(bad), Err(what), "{bad}");
         }

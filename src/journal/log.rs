@@ -43,6 +43,9 @@ const READ_FAILURES_MAX: u32 = 10;
 /// The largest file that is read as a segment.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
+/// The largest cursor file that is read: 20,000 segments.
+const CURSOR_BYTES_MAX: usize = 1 << 20;
+
 const SEGMENT_SUFFIX: &str = ".seg";
 const QUARANTINE_SUFFIX: &str = ".seg.bad";
 const CURSOR_NAME: &str = "cursor";
@@ -106,6 +109,8 @@ struct Segment {
     /// Holds frames beyond `len` that were written again elsewhere.
     cut: bool,
     read_failures: u32,
+    /// Up to where the last process had its records stored; those are not indexed.
+    stored: u64,
 }
 
 impl Segment {
@@ -316,15 +321,16 @@ impl Log {
             fault: None,
             resume_backoff: Backoff::default(),
             sync_backoff: Backoff::default(),
-            dir_dirty: false,
+            // What the last process made may not be durable either.
+            dir_dirty: true,
             warned_full: false,
             unreadable: BTreeSet::new(),
             counters: Counters::default(),
         };
-        let cursor = log.read_cursor();
+        let cursor = log.read_cursor().unwrap_or_default();
         let mut recovery = Recovery::default();
         for number in numbers {
-            log.recover(number, cursor, &mut recovery);
+            log.recover(number, &cursor, &mut recovery);
         }
         recovery.orphans = log.orphans();
         recovery.records = log.next_seq;
@@ -332,7 +338,7 @@ impl Log {
         Ok((log, recovery))
     }
 
-    fn recover(&mut self, number: u64, cursor: Option<(Uuid, u64)>, recovery: &mut Recovery) {
+    fn recover(&mut self, number: u64, cursor: &HashMap<Uuid, u64>, recovery: &mut Recovery) {
         let path = segment_path(&self.dir, number);
         let read = || {
             let file = self.fsync.disk.open(&path)?;
@@ -361,8 +367,8 @@ impl Log {
             // A file that was made but never filled is what a power loss leaves.
             Header::Broken => (Uuid::nil(), !bytes.iter().all(|&byte| byte == 0)),
         };
-        // The cursor is believed about its own segment alone.
-        let committed = cursor.filter(|(of, _)| *of == id).map_or(0, |(_, at)| at);
+        // The cursor is believed about the segments that it names, and no others.
+        let stored = cursor.get(&id).copied().unwrap_or(0);
         let mut len = HEADER_LEN.min(wide(bytes.len()));
         let mut starts = Vec::new();
         for piece in segment::scan(&bytes) {
@@ -380,7 +386,7 @@ impl Log {
                             self.open.remove(&frame.id);
                         }
                     }
-                    if frame.kind == Kind::Record && wide(start) >= committed {
+                    if frame.kind == Kind::Record && wide(start) >= stored {
                         starts.extend(u32::try_from(start));
                     }
                 }
@@ -409,6 +415,7 @@ impl Log {
             damaged,
             cut: false,
             read_failures: 0,
+            stored,
             starts,
         });
         self.next_seq = self
@@ -640,6 +647,7 @@ impl Log {
             damaged: false,
             cut: false,
             read_failures: 0,
+            stored: 0,
         });
         self.active = Some(Arc::clone(&file));
         Ok(file)
@@ -1043,38 +1051,59 @@ impl Log {
     /// Takes segments out of the log whose records are all committed, oldest first, after their
     /// open intents have been written to the active one. The flag says whether any were.
     pub(super) fn prune(&mut self) -> (Vec<Doomed>, bool) {
-        let mut doomed = Vec::new();
-        let mut moved = false;
-        while let Some(front) = self.segments.front() {
-            let number = front.number;
-            let active = self.active.is_some() && self.segments.len() == 1;
-            let done = front.starts.is_empty() || front.end() <= self.committed;
-            if active || !done {
-                break;
-            }
-            let intents: Vec<Framed> = self
-                .open
-                .values()
-                .filter(|open| open.segment == Some(number))
-                .map(|open| open.frame.clone())
-                .collect();
-            if !intents.is_empty() {
-                let fault = self.fault;
-                let broken = fault.is_some_and(|reason| reason != Reason::JournalFull);
-                if broken || self.place(&intents).is_err() {
-                    break;
-                }
-                moved = true;
-            }
-            if let Some(front) = self.segments.pop_front() {
-                doomed.push(Doomed {
-                    number,
-                    damaged: front.damaged,
-                    bytes: front.file_bytes,
-                });
+        let count = self.prunable();
+        let last = count
+            .checked_sub(1)
+            .and_then(|last| self.segments.get(last));
+        let Some(last) = last.map(|segment| segment.number) else {
+            return (Vec::new(), false);
+        };
+        let intents: Vec<Framed> = self
+            .open
+            .values()
+            .filter(|open| open.segment.is_some_and(|number| number <= last))
+            .map(|open| open.frame.clone())
+            .collect();
+        if !intents.is_empty() {
+            let broken = self
+                .fault
+                .is_some_and(|reason| reason != Reason::JournalFull);
+            if broken || self.place(&intents).is_err() {
+                return (Vec::new(), false);
             }
         }
-        (doomed, moved)
+        let doomed = self.segments.drain(..count).map(|segment| Doomed {
+            number: segment.number,
+            damaged: segment.damaged,
+            bytes: segment.file_bytes,
+        });
+        (doomed.collect(), !intents.is_empty())
+    }
+
+    /// How many of the oldest segments hold nothing pending and give back at least as much as
+    /// moving their open intents takes; else intents that fill whole segments would be moved
+    /// again and again.
+    fn prunable(&self) -> usize {
+        let done = |(index, segment): &(usize, &Segment)| {
+            let active = self.active.is_some() && index + 1 == self.segments.len();
+            let stored = segment.starts.is_empty() || segment.end() <= self.committed;
+            // What was cut off may be in memory still, and here alone on disk.
+            stored && !active && !segment.cut
+        };
+        let (mut count, mut bytes, mut moved) = (0, 0, 0);
+        for (index, segment) in self.segments.iter().enumerate().take_while(done) {
+            bytes += segment.len;
+            moved += self
+                .open
+                .values()
+                .filter(|open| open.segment == Some(segment.number))
+                .map(|open| open.frame.len())
+                .sum::<u64>();
+            if moved.saturating_mul(2) <= bytes {
+                count = index + 1;
+            }
+        }
+        count
     }
 
     /// Notes that a segment file is gone.
@@ -1090,37 +1119,44 @@ impl Log {
         self.counters.hint_errors += 1;
     }
 
-    /// The segment and offset of the first pending record, or of the end.
-    pub(super) fn cursor(&self) -> Option<String> {
-        let at = self
-            .segments
-            .iter()
-            .find(|segment| segment.holds(self.committed));
-        let (segment, offset) = match at {
-            Some(segment) => (segment, segment.start_of(self.committed)?),
-            None => {
-                let last = self.segments.back()?;
-                (last, last.len)
+    /// The cursor file: a line for each segment with stored records, saying up to where, and a
+    /// checksum.
+    pub(super) fn cursor(&self) -> String {
+        let mut text = String::from("1\n");
+        for segment in &self.segments {
+            let stored = match segment.start_of(self.committed) {
+                Some(first) if self.committed > segment.first => first,
+                None if segment.end() <= self.committed && !segment.starts.is_empty() => {
+                    segment.len
+                }
+                _ => segment.stored,
+            };
+            // A segment with a damaged header cannot be named.
+            if stored > HEADER_LEN && !segment.id.is_nil() {
+                text.push_str(&format!("{} {stored}\n", segment.id));
             }
-        };
-        (!segment.id.is_nil()).then(|| {
-            let text = format!("1 {} {offset}", segment.id);
-            let crc = crc32c::crc32c(text.as_bytes());
-            format!("{text} {crc:08x}\n")
-        })
+        }
+        let crc = crc32c::crc32c(text.as_bytes());
+        text.push_str(&format!("{crc:08x}\n"));
+        text
     }
 
     /// Reads the cursor file; anything but an intact one is no cursor.
-    fn read_cursor(&self) -> Option<(Uuid, u64)> {
+    fn read_cursor(&self) -> Option<HashMap<Uuid, u64>> {
         let file = self.fsync.disk.open(&self.cursor_path()).ok()?;
-        let text = read_range(&*file, 0, 128).ok()?;
+        let text = read_range(&*file, 0, CURSOR_BYTES_MAX).ok()?;
         let text = std::str::from_utf8(&text).ok()?.strip_suffix('\n')?;
-        let (text, crc) = text.rsplit_once(' ')?;
-        if u32::from_str_radix(crc, 16).ok()? != crc32c::crc32c(text.as_bytes()) {
+        let (lines, crc) = text.split_at_checked(text.rfind('\n')? + 1)?;
+        if u32::from_str_radix(crc, 16).ok()? != crc32c::crc32c(lines.as_bytes()) {
             return None;
         }
-        let (id, offset) = text.strip_prefix("1 ")?.split_once(' ')?;
-        Some((id.parse().ok()?, offset.parse().ok()?))
+        let lines = lines.strip_prefix("1\n")?.lines();
+        lines
+            .map(|line| {
+                let (id, offset) = line.split_once(' ')?;
+                Some((id.parse().ok()?, offset.parse().ok()?))
+            })
+            .collect()
     }
 
     pub(super) fn pending(&self) -> u64 {

@@ -750,26 +750,28 @@ impl Shared {
     }
 
     fn commit(&self, reader: &mut Reader, upto: Position) -> u64 {
-        let mut log = lock(&self.log);
-        let committed = log.commit(upto.0);
-        let cursor = log.cursor();
-        let path = log.cursor_path();
-        drop(log);
-        if let Some(cursor) = cursor {
-            let new = path.with_extension("new");
-            let written = self
-                .disk
-                .write(&new, cursor.as_bytes())
-                .and_then(|()| self.disk.rename(&new, &path));
-            if written.is_err() {
-                lock(&self.log).hint_failed();
-            }
-        }
+        let committed = lock(&self.log).commit(upto.0);
+        self.write_cursor();
         self.remove_stored(reader);
         if lock(&self.log).fault() == Some(Reason::JournalFull) {
             self.resume();
         }
         committed
+    }
+
+    fn write_cursor(&self) {
+        let (cursor, path) = {
+            let log = lock(&self.log);
+            (log.cursor(), log.cursor_path())
+        };
+        let new = path.with_extension("new");
+        let written = self
+            .disk
+            .write(&new, cursor.as_bytes())
+            .and_then(|()| self.disk.rename(&new, &path));
+        if written.is_err() {
+            lock(&self.log).hint_failed();
+        }
     }
 
     /// Removes segments that hold nothing pending.

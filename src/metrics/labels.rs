@@ -1,7 +1,7 @@
 //! Labels: sets with names known only at run time, and bounds on their values.
 //!
 //! Attribution labels are named by configuration, so label sets are lists of pairs and not
-//! structs. Values that come from traffic pass through [`clean`] and a [`Names`] table, which
+//! structs. Values that come from traffic pass through [`clean`] and a `Names` table, which
 //! takes a limited number of them; everything beyond is `other`.
 
 use std::borrow::Cow;
@@ -102,15 +102,15 @@ pub fn clean(value: &str) -> Cow<'_, str> {
     Cow::Owned(cleaned.trim().to_owned())
 }
 
-/// Where a value stands in its table.
+/// Where a value stands in its table: a number of its own, or one of the two constants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Slot {
-    /// It has a number of its own.
-    Named(u32),
+pub(super) struct Slot(u32);
+
+impl Slot {
     /// There is no value.
-    Absent,
+    pub(super) const ABSENT: Slot = Slot(u32::MAX);
     /// The table is full.
-    Other,
+    pub(super) const OTHER: Slot = Slot(u32::MAX - 1);
 }
 
 /// The values that one label has taken, up to a limit; first come, first served.
@@ -128,7 +128,7 @@ impl Names {
         }
         let value = clean(value);
         if value.is_empty() {
-            return Slot::Absent;
+            return Slot::ABSENT;
         }
         if let Some(slot) = self.find(&value, limit) {
             return slot;
@@ -138,20 +138,19 @@ impl Names {
             return *slot;
         }
         let count = slots.len();
-        match u32::try_from(count) {
-            Ok(number) if count < limit => {
-                let slot = Slot::Named(number);
+        match u32::try_from(count).map(Slot) {
+            Ok(slot) if count < limit && slot != Slot::OTHER => {
                 slots.insert(value.into(), slot);
                 slot
             }
-            _ => Slot::Other,
+            _ => Slot::OTHER,
         }
     }
 
     /// The slot of a value that is in the table, or that has no place in it because it is full.
     fn find(&self, value: &str, limit: usize) -> Option<Slot> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        let other = (slots.len() >= limit).then_some(Slot::Other);
+        let other = (slots.len() >= limit).then_some(Slot::OTHER);
         slots.get(value).copied().or(other)
     }
 }
@@ -212,13 +211,13 @@ mod tests {
     #[test]
     fn a_table_takes_values_up_to_its_limit() {
         let names = Names::default();
-        assert_eq!(names.slot("a", 2), Slot::Named(0));
-        assert_eq!(names.slot(" b ", 2), Slot::Named(1));
-        assert_eq!(names.slot("c", 2), Slot::Other);
-        assert_eq!(names.slot("b", 2), Slot::Named(1));
-        assert_eq!(names.slot("b\n", 2), Slot::Named(1));
-        assert_eq!(names.slot("", 2), Slot::Absent);
-        assert_eq!(names.slot("c", 3), Slot::Named(2));
+        assert_eq!(names.slot("a", 2), Slot(0));
+        assert_eq!(names.slot(" b ", 2), Slot(1));
+        assert_eq!(names.slot("c", 2), Slot::OTHER);
+        assert_eq!(names.slot("b", 2), Slot(1));
+        assert_eq!(names.slot("b\n", 2), Slot(1));
+        assert_eq!(names.slot("", 2), Slot::ABSENT);
+        assert_eq!(names.slot("c", 3), Slot(2));
     }
 
     #[test]

@@ -408,9 +408,9 @@ impl Metrics {
     /// The handles of the record's combination of labels.
     fn series(&self, provider: &ProviderMetrics, record: &UsageRecord) -> Arc<Series> {
         let mut key = Key {
-            model: Slot::Absent,
+            model: Slot::ABSENT,
             operation: record.operation,
-            attribution: [Slot::Absent; ATTRIBUTION_LABELS_MAX],
+            attribution: [Slot::ABSENT; ATTRIBUTION_LABELS_MAX],
         };
         let model = record.model().unwrap_or_default();
         if !model.is_empty() {
@@ -422,7 +422,7 @@ impl Metrics {
             };
             key.model = provider.models.slot(model, limit);
         }
-        if key.model == Slot::Other {
+        if key.model == Slot::OTHER {
             self.limited(Limit::Models, 1);
         }
         let attribution = &record.caller.attribution;
@@ -431,7 +431,7 @@ impl Metrics {
             if let Some(value) = attribution.get(name.as_ref()) {
                 *slot = names.slot(value, self.config.attribution_values);
             }
-            if *slot == Slot::Other {
+            if *slot == Slot::OTHER {
                 self.limited(Limit::AttributionValues, 1);
             }
         }
@@ -736,9 +736,9 @@ fn attribution_of<'a>(record: &'a UsageRecord, name: &str) -> &'a str {
 /// The label value for a slot: the value itself if it has a place.
 fn shown(slot: Slot, value: &str, absent: &str) -> Box<str> {
     match slot {
-        Slot::Named(_) => clean(value).into(),
-        Slot::Absent => absent.into(),
-        Slot::Other => OTHER.into(),
+        Slot::ABSENT => absent.into(),
+        Slot::OTHER => OTHER.into(),
+        _ => clean(value).into(),
     }
 }
 

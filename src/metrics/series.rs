@@ -191,9 +191,9 @@ impl Budget {
             return map.insert(key, series);
         }
         let overflow = Key {
-            model: Slot::Other,
+            model: Slot::OTHER,
             operation: key.operation,
-            attribution: [Slot::Other; ATTRIBUTION_LABELS_MAX],
+            attribution: [Slot::OTHER; ATTRIBUTION_LABELS_MAX],
         };
         map.find(&overflow).unwrap_or_else(|| {
             let others = attribution.iter().map(|_| OTHER.into()).collect();

@@ -3,6 +3,23 @@
 //! A provider recognises a call from its head, reads the request as it streams, and meters the
 //! response as it streams. **Adding a provider** is one file, one fixture folder and two lines
 //! here.
+//!
+//! What the dialects share has its own files: `route` knows paths, `request` reads what is asked,
+//! `response` meters what is answered, `failure` says what an error means.
+
+mod anthropic;
+mod azure;
+mod chat;
+mod cost;
+mod failure;
+mod object;
+mod openai;
+mod openrouter;
+mod request;
+mod response;
+mod route;
+
+use std::sync::Arc;
 
 use crate::fault::Outcome;
 use crate::money::Usd;
@@ -55,7 +72,8 @@ pub struct RequestFacts {
     pub service_tier: Option<String>,
     /// How many images are asked for.
     pub images: Option<u64>,
-    /// Size and quality of an image (`1024x1024/hd`), where a price depends on them.
+    /// Size and quality of an image or video, where a price depends on them: `1024x1024/hd`,
+    /// `1280x720` without a quality, `default/hd` without a size.
     pub image_variant: Option<String>,
     /// Characters of the input text, for speech.
     pub characters: Option<u64>,
@@ -79,6 +97,10 @@ pub trait RequestReader: Send {
     /// Takes the end of the body.
     fn end(&mut self);
 }
+
+/// The longest name of a model, tier or party, and the longest id, that is read, in bytes. A
+/// longer one is taken as absent.
+pub const NAME_BYTES_MAX: usize = 256;
 
 /// A moment in a response that the caller stamps with the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,8 +143,9 @@ pub struct StatedCost {
 /// What a response said, once it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// How it ended, from status, headers, body and in-stream errors. The caller overrides `Ok`
-    /// with what the transport shows (truncated, cancelled).
+    /// How it ended: from status, body and in-stream errors, else from the [`End`]. A client
+    /// that leaves after the provider's end mark (`[DONE]`, `message_stop`, a whole JSON body)
+    /// has cancelled nothing, so the caller has nothing to override.
     pub outcome: Outcome,
     /// The provider's error code or type.
     pub error_code: Option<String>,
@@ -140,13 +163,15 @@ pub struct Report {
     pub region: Option<String>,
     /// The provider's id of the request or generation.
     pub provider_request_id: Option<String>,
-    /// The consumption, by model; disjoint units.
+    /// The consumption, in disjoint units; none of the parts is empty. Each is priced by itself,
+    /// and several may be of one model: a long context is dearer for each, not for their sum.
     pub parts: Vec<Part>,
     /// The cost, if stated.
     pub stated_cost: Option<StatedCost>,
     /// The provider's own usage object, as JSON text.
     pub raw_usage: Option<String>,
-    /// How far the usage can be trusted.
+    /// How far the usage can be trusted. An HTTP error, a control call and a job that was merely
+    /// accepted owe none: they are complete without parts.
     pub fidelity: Fidelity,
     /// Whether a quantity was inferred by us instead of being stated.
     pub estimated: bool,
@@ -188,4 +213,66 @@ pub trait Provider: Send + Sync {
     fn needs_usage_injection(&self, call: &Call) -> bool;
     /// Headroom stated in the headers.
     fn rate_limits(&self, headers: &http::HeaderMap) -> Vec<RateLimit>;
+}
+
+/// The names of the providers that are built in.
+pub const BUILTIN: &[&str] = &[openai::NAME, azure::NAME, anthropic::NAME, openrouter::NAME];
+
+/// The built-in provider of that name.
+pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
+    Some(match name {
+        openai::NAME => Arc::new(openai::openai()),
+        azure::NAME => Arc::new(azure::Azure),
+        anthropic::NAME => Arc::new(anthropic::Anthropic),
+        openrouter::NAME => Arc::new(openrouter::OpenRouter),
+        _ => return None,
+    })
+}
+
+/// A declared provider that speaks the OpenAI dialect (`dialect = "chat"`), under its own name.
+pub fn chat_dialect(name: impl Into<Arc<str>>) -> Arc<dyn Provider> {
+    Arc::new(chat::Chat::declared(name))
+}
+
+/// Headroom as most vendors state it: OpenAI's and its followers' `x-ratelimit-limit-requests`,
+/// Anthropic's `anthropic-ratelimit-requests-limit`, and OpenRouter's `x-ratelimit-limit`, which
+/// counts requests.
+fn common_rate_limits(headers: &http::HeaderMap) -> Vec<RateLimit> {
+    const STATED: [(&str, &str, &str); 5] = [
+        (
+            "requests",
+            "x-ratelimit-limit-requests",
+            "x-ratelimit-remaining-requests",
+        ),
+        (
+            "tokens",
+            "x-ratelimit-limit-tokens",
+            "x-ratelimit-remaining-tokens",
+        ),
+        (
+            "requests",
+            "anthropic-ratelimit-requests-limit",
+            "anthropic-ratelimit-requests-remaining",
+        ),
+        (
+            "tokens",
+            "anthropic-ratelimit-tokens-limit",
+            "anthropic-ratelimit-tokens-remaining",
+        ),
+        ("requests", "x-ratelimit-limit", "x-ratelimit-remaining"),
+    ];
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse().ok();
+    let mut limits: Vec<RateLimit> = Vec::new();
+    for (kind, limit, remaining) in STATED {
+        let (limit, remaining) = (number(limit), number(remaining));
+        let is_new = limits.iter().all(|known| known.kind != kind);
+        if is_new && (limit.is_some() || remaining.is_some()) {
+            limits.push(RateLimit {
+                kind,
+                limit,
+                remaining,
+            });
+        }
+    }
+    limits
 }

@@ -72,6 +72,14 @@ impl Refusal {
         }
     }
 
+    /// Whether the provider may have worked on the request all the same, and bill it.
+    pub(super) fn may_have_cost(&self) -> bool {
+        matches!(
+            self.kind,
+            "connection_broken" | "response_timeout" | "invalid_response"
+        )
+    }
+
     /// The counter's word for it.
     pub(super) fn reason(&self) -> ProxyError {
         match self.kind {

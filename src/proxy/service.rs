@@ -404,7 +404,7 @@ impl Service {
     /// Answers in the provider's place.
     fn refuse(&self, settlement: &mut Settlement, refusal: Refusal) -> Response<ResponseBody> {
         self.books.ledger.metrics().proxy_error(refusal.reason());
-        settlement.fail(refusal.outcome(), refusal.kind);
+        settlement.fail(&refusal);
         refusal.into()
     }
 }

@@ -21,9 +21,11 @@ use crate::clock::{self, micros};
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
 use crate::metrics::{InFlight, Phase as Half};
+use crate::money::Usd;
 use crate::price::{Missing, PriceBook, Query};
-use crate::provider::{Call, End, Meter, Milestone, Part, Provider, Report, ResponseHead};
+use crate::provider::{Call, End, Meter, Milestone, Provider, Report, RequestFacts, ResponseHead};
 use crate::proxy::body::RequestTap;
+use crate::proxy::refusal::Refusal;
 use crate::record::{CostSource, Fidelity, Intent, UnpricedReason, UsageRecord};
 use crate::usage::Usage;
 use crate::wire::inflate::{Decoding, Inflater};
@@ -65,11 +67,7 @@ impl ResponseTap {
         milestone
     }
 
-    fn finish(
-        mut self,
-        end: End,
-        request: &crate::provider::RequestFacts,
-    ) -> (Option<Report>, u32) {
+    fn finish(mut self, end: End, request: &RequestFacts) -> (Option<Report>, u32) {
         let Some(meter) = self.meter.take() else {
             return (None, self.panics);
         };
@@ -220,10 +218,10 @@ impl Settlement {
         Settlement(self.0.take())
     }
 
-    /// Settles a request that got no response from the provider.
-    pub(super) fn fail(&mut self, outcome: Outcome, code: &'static str) {
+    /// Settles a request that Taffrail answered in the provider's place.
+    pub(super) fn fail(&mut self, refusal: &Refusal) {
         if let Some(open) = self.0.take() {
-            open.settle(Conclusion::Failed(outcome, code));
+            open.settle(Conclusion::Refused(refusal));
         }
     }
 }
@@ -247,11 +245,11 @@ pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
         })
 }
 
-enum Conclusion {
+enum Conclusion<'a> {
     Ended(End),
     /// The response was read to its end, but its client had gone.
     Unread,
-    Failed(Outcome, &'static str),
+    Refused(&'a Refusal),
 }
 
 impl Open {
@@ -287,7 +285,7 @@ impl Open {
         }
     }
 
-    fn settle(mut self: Box<Self>, conclusion: Conclusion) {
+    fn settle(mut self: Box<Self>, conclusion: Conclusion<'_>) {
         let started = clock::instant();
         let books = self.books.clone();
         let makes_row = self.makes_row();
@@ -305,7 +303,7 @@ impl Open {
         self.opening.phase.wait();
     }
 
-    fn record(&mut self, conclusion: Conclusion) -> UsageRecord {
+    fn record(&mut self, conclusion: Conclusion<'_>) -> UsageRecord {
         let settling = clock::instant();
         let mut record = self.intent().interrupted(self.books.instance.clone());
         let request = self.opening.request.borrow();
@@ -319,21 +317,22 @@ impl Open {
         record.first_token_us = self.first_token_us;
         record.http_status = self.status;
         record.streamed = self.is_streamed;
-        record.fidelity = Fidelity::Partial;
+        record.unpriced_reason = None;
 
         let is_unread = matches!(conclusion, Conclusion::Unread);
         let end = match conclusion {
             Conclusion::Ended(end) => end,
             Conclusion::Unread => End::Complete,
-            Conclusion::Failed(outcome, code) => {
-                record.outcome = outcome;
-                record.error_code = Some(code.to_owned());
-                record.fidelity = Fidelity::Silent;
+            Conclusion::Refused(refusal) => {
+                record.outcome = refusal.outcome();
+                record.error_code = Some(refusal.kind.to_owned());
+                record.unpriced_reason = refusal
+                    .may_have_cost()
+                    .then_some(UnpricedReason::Incomplete);
                 record.overhead_us = Some(self.request_overhead_us);
                 return record;
             }
         };
-        let is_aborted = end == End::Cancelled && self.books.is_aborting.load(Ordering::Relaxed);
         let finished = self.tap.take().map(|tap| tap.finish(end, &facts));
         let report = finished.and_then(|(report, meter_panics)| {
             panics += meter_panics;
@@ -342,126 +341,132 @@ impl Open {
         for _ in 0..panics {
             self.books.ledger.metrics().meter_panic();
         }
-        let (outcome, parts, stated, region, is_estimated) = match report {
-            None => (
-                record.http_status.map_or(Outcome::Ok, Outcome::from_status),
-                Vec::new(),
-                None,
-                None,
-                false,
-            ),
-            Some(report) => {
-                record.error_code = report.error_code;
-                record.error_message = report.error_message;
-                record.finish_reason = report.finish_reason;
-                record.model_served = report.model_served;
-                record.upstream_provider = report.upstream_provider;
-                record.service_tier = report.service_tier;
-                record.provider_request_id = report.provider_request_id;
-                record.raw_usage = report.raw_usage;
-                record.fidelity = report.fidelity;
-                record.usage = Usage::total_of(report.parts.iter().map(|part| &part.usage));
-                (
-                    report.outcome,
-                    report.parts,
-                    report.stated_cost,
-                    report.region,
-                    report.estimated,
-                )
-            }
-        };
-        record.outcome = match (outcome, end) {
-            _ if is_aborted => Outcome::Interrupted,
-            // What the provider itself said of the failure is more than that it broke off.
-            (Outcome::Ok | Outcome::ContentFiltered, End::Truncated) => Outcome::UpstreamTruncated,
-            (Outcome::Ok | Outcome::ContentFiltered, End::TimedOut) => Outcome::UpstreamTimeout,
-            (_, End::Cancelled) => Outcome::ClientCancelled,
-            _ if is_unread => Outcome::ClientCancelled,
-            (outcome, _) => outcome,
-        };
-        record.unpriced_reason = None;
-        if let Some(stated) = stated {
-            record.cost_usd = Some(stated.total);
-            record.cost_upstream_usd = stated.upstream;
-            record.cost_source = Some(CostSource::Provider);
-        } else {
-            let ended = end == End::Complete;
-            self.price(
-                &mut record,
-                &parts,
-                region.as_deref(),
-                &facts,
-                is_estimated || !ended,
-                ended,
-            );
+        match report {
+            Some(report) => self.enter(&mut record, report, end, &facts),
+            // Nobody read the response: all that is known is what the transport shows.
+            None => record.outcome = unread_outcome(end, self.status),
+        }
+        if is_unread && record.outcome == Outcome::Ok {
+            record.outcome = Outcome::ClientCancelled;
+        }
+        if end == End::Cancelled && self.books.is_aborting.load(Ordering::Relaxed) {
+            record.outcome = Outcome::Interrupted;
+        }
+        if record.cost_usd.is_none() && record.unpriced_reason.is_none() {
+            record.unpriced_reason = unpriced_without_usage(&record, end);
         }
         record.overhead_us = Some(self.request_overhead_us + micros(settling.elapsed()));
         record
     }
 
-    /// Prices the parts one by one; the row has a cost only if every part has one.
+    /// Enters what the meter reported, and prices it.
+    fn enter(&self, record: &mut UsageRecord, report: Report, end: End, facts: &RequestFacts) {
+        record.outcome = report.outcome;
+        record.fidelity = report.fidelity;
+        record.usage = Usage::total_of(report.parts.iter().map(|part| &part.usage));
+        match (report.stated_cost, report.fidelity) {
+            (Some(stated), _) => {
+                record.cost_usd = Some(stated.total);
+                record.cost_upstream_usd = stated.upstream;
+                record.cost_source = Some(CostSource::Provider);
+            }
+            // What is missing of a malformed usage would count as free.
+            (None, Fidelity::Malformed) => {
+                record.unpriced_reason = Some(UnpricedReason::UsageMissing);
+            }
+            (None, _) if record.usage.is_empty() => {}
+            (None, fidelity) => match self.price(record, &report, facts) {
+                Ok(priced) => {
+                    let is_inferred = report.estimated
+                        || priced.is_estimated
+                        || end != End::Complete
+                        || fidelity != Fidelity::Complete;
+                    record.cost_usd = Some(priced.cost.normalize());
+                    record.price_version = Some(priced.version.to_string());
+                    record.cost_source = Some(match is_inferred {
+                        true => CostSource::Estimated,
+                        false => CostSource::Catalog,
+                    });
+                }
+                Err(reason) => record.unpriced_reason = Some(reason),
+            },
+        }
+        record.error_code = report.error_code;
+        record.error_message = report.error_message;
+        record.finish_reason = report.finish_reason;
+        record.model_served = report.model_served;
+        record.upstream_provider = report.upstream_provider;
+        record.service_tier = report.service_tier;
+        record.provider_request_id = report.provider_request_id;
+        record.raw_usage = report.raw_usage;
+    }
+
+    /// Prices the parts one by one; there is a cost only if every part has one.
     fn price(
         &self,
-        record: &mut UsageRecord,
-        parts: &[Part],
-        region: Option<&str>,
-        facts: &crate::provider::RequestFacts,
-        is_estimated: bool,
-        ended: bool,
-    ) {
-        if record.usage.is_empty() {
-            record.unpriced_reason = unpriced_without_usage(record, ended);
-            return;
-        }
-        let mut total = crate::money::Usd::ZERO;
-        let mut is_estimated = is_estimated;
-        for part in parts.iter().filter(|part| !part.usage.is_empty()) {
-            let requested = record.model_requested.as_deref();
-            let served = part.model.as_deref().or(record.model_served.as_deref());
-            let Some(model) = served.or(requested) else {
-                record.unpriced_reason = Some(UnpricedReason::ModelMissing);
-                return;
-            };
-            let query = Query {
+        record: &UsageRecord,
+        report: &Report,
+        facts: &RequestFacts,
+    ) -> Result<Total, UnpricedReason> {
+        let served = report
+            .model_served
+            .as_deref()
+            .or(record.model_requested.as_deref());
+        let mut total = Total {
+            cost: Usd::ZERO,
+            version: "".into(),
+            is_estimated: false,
+        };
+        for part in report.parts.iter().filter(|part| !part.usage.is_empty()) {
+            let model = part
+                .model
+                .as_deref()
+                .or(served)
+                .ok_or(UnpricedReason::ModelMissing)?;
+            let priced = self.books.prices.price(&Query {
                 provider: &self.opening.name,
                 model,
                 usage: &part.usage,
-                service_tier: record.service_tier.as_deref(),
-                region,
+                service_tier: report.service_tier.as_deref(),
+                region: report.region.as_deref(),
                 image_variant: facts.image_variant.as_deref(),
                 at: record.started_at,
-            };
-            let priced = self.books.prices.price(&query);
-            record.price_version = Some(priced.version.to_string());
-            match (priced.cost, priced.missing) {
-                (Some(cost), _) => total = total + cost,
-                (None, missing) => {
-                    record.unpriced_reason = Some(match missing {
-                        Some(Missing::Unit(_)) => UnpricedReason::PriceMissing,
-                        _ => UnpricedReason::ModelUnknown,
-                    });
-                    record.price_version = None;
-                    return;
-                }
-            }
-            is_estimated |= priced.estimated;
+            });
+            let missing = priced
+                .missing
+                .map_or(UnpricedReason::ModelUnknown, Missing::reason);
+            total.cost = total.cost + priced.cost.ok_or(missing)?;
+            total.version = priced.version;
+            total.is_estimated |= priced.estimated;
         }
-        record.cost_usd = Some(total.normalize());
-        record.cost_source = Some(if is_estimated {
-            CostSource::Estimated
-        } else {
-            CostSource::Catalog
-        });
+        Ok(total)
+    }
+}
+
+/// The cost of all parts of a response.
+struct Total {
+    cost: Usd,
+    version: Arc<str>,
+    is_estimated: bool,
+}
+
+/// How a request ended whose response no meter has read.
+fn unread_outcome(end: End, status: Option<u16>) -> Outcome {
+    match end {
+        End::Complete => status.map_or(Outcome::Ok, Outcome::from_status),
+        End::Truncated => Outcome::UpstreamTruncated,
+        End::Cancelled => Outcome::ClientCancelled,
+        End::TimedOut => Outcome::UpstreamTimeout,
     }
 }
 
 /// Why a record without any usage has no cost. An error that the provider answered is not
 /// counted as missing usage: no usage was due.
-fn unpriced_without_usage(record: &UsageRecord, ended: bool) -> Option<UnpricedReason> {
+fn unpriced_without_usage(record: &UsageRecord, end: End) -> Option<UnpricedReason> {
     if record.operation.is_control() {
         return None;
     }
-    if !ended {
+    if end != End::Complete {
         return Some(UnpricedReason::Incomplete);
     }
     match record.outcome {

@@ -161,8 +161,8 @@ impl Drain {
         }
     }
 
-    /// Ships until `shutdown`, and then, once more, what there is by then. A transaction that is
-    /// under way is not broken off.
+    /// Ships until `shutdown`, and then, once more, what there is by then, for as long as
+    /// `shutdown_timeout` allows.
     pub async fn run(mut self, shutdown: CancellationToken) {
         while self.ship(&shutdown).await.is_ok() {}
         let limit = self.config.shutdown_timeout;

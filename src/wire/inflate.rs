@@ -831,6 +831,9 @@ mod tests {
                 "{coding} checksum"
             );
         }
+        let mut body = gzip(b"content").repeat(2);
+        *body.last_mut().unwrap() ^= 1;
+        assert_eq!(decode("gzip", [&body[..]]).1, Decoding::Undecodable);
     }
 
     #[test]

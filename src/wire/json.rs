@@ -128,6 +128,8 @@ pub struct Picker {
     watch: Watch,
     /// No byte of the string was seen yet, and its kind is still to be reported.
     is_kind_due: bool,
+    /// The value of the digits of a `\uXXXX` that were seen.
+    code_unit: u32,
     /// The high surrogate that the last escape of the string was.
     high_surrogate: Option<u32>,
     /// The unescaped start of a key that was cut or has escapes.
@@ -183,16 +185,39 @@ enum State {
     AfterValue,
     Text,
     Escape,
-    Unicode {
-        digits: u8,
-        value: u32,
-    },
+    /// That many digits of a `\uXXXX` were seen.
+    Unicode(u8),
     Number(Number),
-    /// The kind and the bytes that must still come.
-    Literal(Kind, &'static [u8]),
+    /// That many bytes of the word were seen.
+    Literal(Word, u8),
     Complete,
     Malformed,
     TooDeep,
+}
+
+/// The literal names (RFC 8259, section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    True,
+    False,
+    Null,
+}
+
+impl Word {
+    fn text(self) -> &'static [u8] {
+        match self {
+            Word::True => b"true",
+            Word::False => b"false",
+            Word::Null => b"null",
+        }
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Word::True | Word::False => Kind::Bool,
+            Word::Null => Kind::Null,
+        }
+    }
 }
 
 /// How far a number has come (RFC 8259, section 6).
@@ -222,6 +247,12 @@ impl Number {
             (Exponent | ExponentSign | ExponentDigits, b'0'..=b'9') => ExponentDigits,
             _ => return None,
         })
+    }
+
+    /// Whether any number of digits may follow in this state, and leave it.
+    fn takes_digits(self) -> bool {
+        use Number::*;
+        matches!(self, Integer | Fraction | ExponentDigits)
     }
 
     fn is_whole(self) -> bool {
@@ -262,6 +293,7 @@ impl Picker {
             collecting: 0,
             watch: Watch::Value,
             is_kind_due: false,
+            code_unit: 0,
             high_surrogate: None,
             key: Vec::new(),
             is_key_too_long: false,
@@ -284,15 +316,15 @@ impl Picker {
                 State::Number(number) => at = self.number(number, bytes, at, found),
                 State::Escape => {
                     at += 1;
-                    self.escape(byte);
+                    self.state = self.escape(byte);
                 }
-                State::Unicode { digits, value } => {
+                State::Unicode(digits) => {
                     at += 1;
-                    self.unicode(digits, value, byte);
+                    self.state = self.unicode(digits, byte);
                 }
-                State::Literal(kind, rest) => {
+                State::Literal(word, seen) => {
                     at += 1;
-                    self.literal(kind, rest, byte, bytes, at, found);
+                    self.literal(word, seen, byte, bytes, at, found);
                 }
                 State::Bom(seen) => {
                     at += 1;
@@ -461,9 +493,9 @@ impl Picker {
             b'-' => self.state = State::Number(Number::Minus),
             b'0' => self.state = State::Number(Number::Zero),
             b'1'..=b'9' => self.state = State::Number(Number::Integer),
-            b't' => self.state = State::Literal(Kind::Bool, b"rue"),
-            b'f' => self.state = State::Literal(Kind::Bool, b"alse"),
-            b'n' => self.state = State::Literal(Kind::Null, b"ull"),
+            b't' => self.state = State::Literal(Word::True, 1),
+            b'f' => self.state = State::Literal(Word::False, 1),
+            b'n' => self.state = State::Literal(Word::Null, 1),
             _ => {
                 self.state = State::Malformed;
                 return;
@@ -524,10 +556,9 @@ impl Picker {
     }
 
     /// Takes bytes of a string from `at` on and returns where it stopped.
-    fn text(&mut self, bytes: &[u8], at: usize, found: Report<'_>) -> usize {
-        let rest = bytes.get(at..).unwrap_or_default();
+    fn text(&mut self, bytes: &[u8], mut at: usize, found: Report<'_>) -> usize {
         if self.is_kind_due
-            && let Some(&first) = rest.first()
+            && let Some(&first) = bytes.get(at)
             && first >= b' '
         {
             self.is_kind_due = false;
@@ -539,42 +570,67 @@ impl Picker {
                 node.report_kind(kind, found);
             }
         }
-        let stop = memchr2(b'"', b'\\', rest);
-        let run = rest.get(..stop.unwrap_or(rest.len())).unwrap_or_default();
-        if has_control(run) {
-            self.state = State::Malformed;
-            return at;
-        }
-        let end = at + run.len();
-        match stop.and_then(|stop| rest.get(stop)) {
-            None => {
-                self.string_run(run);
-                end
-            }
-            Some(b'"') => {
-                match self.watch {
-                    Watch::Key => {
-                        self.target = self.match_key(run);
-                        self.state = State::Colon;
-                    }
-                    Watch::OtherKey => {
-                        self.target = None;
-                        self.state = State::Colon;
-                    }
-                    Watch::Value => self.value_ended(Kind::String, bytes, end + 1, found),
-                    Watch::Chars => {
-                        self.string_run(run);
-                        self.value_ended(Kind::String, bytes, end + 1, found);
+        loop {
+            let rest = bytes.get(at..).unwrap_or_default();
+            let run = plain_run(rest);
+            let (run, rest) = rest.split_at_checked(run).unwrap_or((rest, &[]));
+            at += run.len();
+            match rest {
+                [b'"', rest @ ..] => return self.text_ended(run, rest, bytes, at + 1, found),
+                [b'\\', rest @ ..] => {
+                    self.string_run(run);
+                    at += 1;
+                    self.state = match rest {
+                        [byte, ..] => self.escape(*byte),
+                        [] => State::Escape,
+                    };
+                    at += usize::from(!rest.is_empty());
+                    if self.state != State::Text {
+                        return at;
                     }
                 }
-                end + 1
-            }
-            Some(_) => {
-                self.string_run(run);
-                self.state = State::Escape;
-                end + 1
+                [_control, ..] => {
+                    self.state = State::Malformed;
+                    return at;
+                }
+                [] => {
+                    self.string_run(run);
+                    return at;
+                }
             }
         }
+    }
+
+    /// The string has ended before `end` with that run; returns where to go on.
+    fn text_ended(
+        &mut self,
+        run: &[u8],
+        rest: &[u8],
+        bytes: &[u8],
+        end: usize,
+        found: Report<'_>,
+    ) -> usize {
+        match self.watch {
+            Watch::Value => self.value_ended(Kind::String, bytes, end, found),
+            Watch::Chars => {
+                self.string_run(run);
+                self.value_ended(Kind::String, bytes, end, found);
+            }
+            Watch::Key | Watch::OtherKey => {
+                let is_key_wanted = self.watch == Watch::Key;
+                self.target = if is_key_wanted {
+                    self.match_key(run)
+                } else {
+                    None
+                };
+                if rest.first() == Some(&b':') {
+                    self.state = State::Value;
+                    return end + 1;
+                }
+                self.state = State::Colon;
+            }
+        }
+        end
     }
 
     /// Takes content of a string without quotes and escapes.
@@ -595,7 +651,8 @@ impl Picker {
         }
     }
 
-    fn escape(&mut self, byte: u8) {
+    /// Takes the byte behind a backslash and returns what comes next.
+    fn escape(&mut self, byte: u8) -> State {
         let character = match byte {
             b'"' | b'\\' | b'/' => byte,
             b'b' => 0x08,
@@ -604,35 +661,30 @@ impl Picker {
             b'r' => b'\r',
             b't' => b'\t',
             b'u' => {
-                self.state = State::Unicode {
-                    digits: 0,
-                    value: 0,
-                };
-                return;
+                self.code_unit = 0;
+                return State::Unicode(0);
             }
-            _ => {
-                self.state = State::Malformed;
-                return;
-            }
+            _ => return State::Malformed,
         };
-        self.state = State::Text;
         self.string_run(&[character]);
+        State::Text
     }
 
-    fn unicode(&mut self, digits: u8, value: u32, byte: u8) {
+    /// Takes a digit of a `\uXXXX` and returns what comes next.
+    fn unicode(&mut self, digits: u8, byte: u8) -> State {
         let Some(digit) = char::from(byte).to_digit(16) else {
-            self.state = State::Malformed;
-            return;
+            return State::Malformed;
         };
-        let value = value << 4 | digit;
+        self.code_unit = self.code_unit << 4 | digit;
         if digits < 3 {
-            self.state = State::Unicode {
-                digits: digits + 1,
-                value,
-            };
-            return;
+            return State::Unicode(digits + 1);
         }
-        self.state = State::Text;
+        self.code_unit(self.code_unit);
+        State::Text
+    }
+
+    /// Takes a UTF-16 code unit that was escaped.
+    fn code_unit(&mut self, value: u32) {
         match self.watch {
             Watch::Value | Watch::OtherKey => {}
             Watch::Chars => {
@@ -717,6 +769,10 @@ impl Picker {
         found: Report<'_>,
     ) -> usize {
         while let Some(&byte) = bytes.get(at) {
+            if byte.is_ascii_digit() && number.takes_digits() {
+                at += 1;
+                continue;
+            }
             match number.next(byte) {
                 Some(next) => {
                     number = next;
@@ -740,20 +796,19 @@ impl Picker {
 
     fn literal(
         &mut self,
-        kind: Kind,
-        rest: &'static [u8],
+        word: Word,
+        seen: u8,
         byte: u8,
         bytes: &[u8],
         end: usize,
         found: Report<'_>,
     ) {
-        match rest {
-            [expected, rest @ ..] if *expected == byte => {
-                if rest.is_empty() {
-                    self.value_ended(kind, bytes, end, found);
-                } else {
-                    self.state = State::Literal(kind, rest);
-                }
+        match word.text().get(usize::from(seen)..) {
+            Some([expected]) if *expected == byte => {
+                self.value_ended(word.kind(), bytes, end, found);
+            }
+            Some([expected, ..]) if *expected == byte => {
+                self.state = State::Literal(word, seen + 1);
             }
             _ => self.state = State::Malformed,
         }
@@ -878,10 +933,47 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-/// Whether there is a byte that a string must not contain unescaped.
-fn has_control(run: &[u8]) -> bool {
-    // Without an early exit this becomes vector instructions; runs mostly have none.
-    run.iter().fold(false, |found, byte| found | (*byte < b' '))
+/// How many bytes at the start can stand in a string as they are: all but quotes, backslashes
+/// and control characters.
+fn plain_run(bytes: &[u8]) -> usize {
+    // Most strings are short, where looking at eight bytes at a time costs least.
+    let mut at = 0;
+    while at < SHORT_BYTES
+        && let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk)
+    {
+        let stops = stops(u64::from_le_bytes(*eight));
+        if stops != 0 {
+            return at + lowest_byte(stops);
+        }
+        at += 8;
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    let run = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+    let run = rest.get(..run).unwrap_or_default();
+    // Without an early exit this becomes vector instructions; control characters are rare.
+    let has_control = run.iter().fold(false, |found, byte| found | (*byte < b' '));
+    let control = has_control
+        .then(|| run.iter().position(|byte| *byte < b' '))
+        .flatten();
+    at + control.unwrap_or(run.len())
+}
+
+/// From where on a string is scanned for its end by vector instructions.
+const SHORT_BYTES: usize = 64;
+
+/// Sets the high bit of the lowest byte that cannot stand in a string as it is, and perhaps of
+/// bytes above it.
+fn stops(eight: u64) -> u64 {
+    const ONES: u64 = u64::MAX / 0xFF;
+    const HIGH_BITS: u64 = ONES << 7;
+    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGH_BITS;
+    let is = |byte: u8| below(eight ^ (ONES * u64::from(byte)), 1);
+    below(eight, 0x20) | is(b'"') | is(b'\\')
+}
+
+/// The index of the lowest byte that is not zero.
+fn lowest_byte(word: u64) -> usize {
+    usize::try_from(word.trailing_zeros() / 8).unwrap_or_default()
 }
 
 /// How many characters begin in these bytes, those that are not continuations in UTF-8.
@@ -1183,6 +1275,22 @@ mod tests {
             "[1.]",
         ] {
             assert_eq!(status(malformed), Status::Malformed, "{malformed}");
+        }
+    }
+
+    #[test]
+    fn a_string_may_hold_any_byte_but_a_control_character() {
+        for length in (0..20).chain(SHORT_BYTES - 9..SHORT_BYTES + 20) {
+            for byte in (0..=u8::MAX).filter(|byte| !matches!(byte, b'"' | b'\\')) {
+                let text = [b"x".repeat(length), vec![byte], b"y".repeat(length)].concat();
+                let document = [&b"\""[..], &text, b"\""].concat();
+                let expected = if byte < b' ' {
+                    Status::Malformed
+                } else {
+                    Status::Complete
+                };
+                assert_eq!(pick(ROOT, &[&document]).1, expected, "{byte} at {length}");
+            }
         }
     }
 

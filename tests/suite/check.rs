@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use taffrail::check::{Item, Status, check, healthcheck, passed};
-use taffrail::config::{BUILT_IN_PROVIDERS, Config, ProviderConfig, Role};
+use taffrail::config::{BUILT_IN_PROVIDERS, Config, Role};
+use taffrail::proxy::ProviderConfig;
 use taffrail::store::Store;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use taffrail::config::{
-    Account, Config, Dialect, KeyPath, Loaded, Origin, Problems, ProviderConfig, Role, Secret,
-    Sources, load,
+    Account, Config, KeyPath, Loaded, Origin, Problems, Role, Secret, Sources, load,
 };
 use taffrail::journal::FsyncInterval;
+use taffrail::proxy::{Dialect, OnClientDisconnect, ProviderConfig};
 use taffrail::{config, telemetry};
 
 const FIXTURES: &str = "tests/fixtures/config";
@@ -192,10 +192,9 @@ fn a_full_file_sets_every_value_it_names() {
     };
     let key_file = Some(PathBuf::from("tests/fixtures/config/key.txt"));
     expected.proxy.listen = "127.0.0.1:4900".parse().unwrap();
-    expected.proxy.public_url = "http://taffrail.example:4900".to_owned();
     expected.proxy.connect_timeout = Duration::from_secs(3);
     expected.proxy.idle_timeout = Duration::from_secs(1200);
-    expected.proxy.threads = 2;
+    expected.proxy.threads = Some(2);
     expected.admin.listen = "127.0.0.1:10490".parse().unwrap();
     expected.admin.token_file = key_file.clone();
     expected.journal.dir = PathBuf::from("/var/lib/taffrail/journal");
@@ -208,7 +207,7 @@ fn a_full_file_sets_every_value_it_names() {
     expected.meter.usage_injection = false;
     expected.meter.fingerprint_pepper = Some("sk-or-v1-from-a-file".to_owned());
     expected.meter.fingerprint_pepper_file = key_file.clone();
-    expected.meter.on_client_disconnect = config::OnClientDisconnect::Drain;
+    expected.meter.on_client_disconnect = OnClientDisconnect::Drain;
     expected.attribution.fixed = BTreeMap::from([("team".to_owned(), "search".to_owned())]);
     let feature = ("feature".to_owned(), "x-taffrail-feature".to_owned());
     expected.attribution.headers = BTreeMap::from([feature]);
@@ -228,7 +227,7 @@ fn the_environment_wins_over_the_file_key_by_key() {
     let config = &loaded.config;
     assert_eq!(config.role, Role::Sidecar);
     assert_eq!(config.journal.max_bytes, ByteSize::mib(256));
-    assert_eq!(config.proxy.threads, 3);
+    assert_eq!(config.proxy.threads, Some(3));
     assert!(!config.meter.usage_injection);
     let openai = ProviderConfig {
         upstream: Some("http://127.0.0.1:7777".to_owned()),

@@ -245,6 +245,42 @@ async fn poison_that_cannot_be_put_aside_is_lost_and_counted_and_blocks_nothing(
     running.stop().await;
 }
 
+#[tokio::test]
+async fn a_batch_that_a_shutdown_interrupts_is_taken_up_again_and_counted_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open_journal(folder.path());
+    let store = Store::open(&store_config(folder.path())).await.unwrap();
+    // Two of three are stored when the third, which cannot be put aside, makes the drain wait.
+    std::fs::create_dir(journal_dir(folder.path()).join(DEAD_LETTER_FILE)).unwrap();
+    let mut records = records(3);
+    records[1].duration_us = Some(u64::MAX);
+    for record in &records {
+        journal.record(record).unwrap();
+    }
+    let shutdown = CancellationToken::new();
+    let (sender, mut events) = mpsc::channel(1_000);
+    let observe = {
+        let shutdown = shutdown.clone();
+        Arc::new(move |event| {
+            if event == Event::Retry {
+                shutdown.cancel();
+            }
+            sender.try_send(event).unwrap();
+        })
+    };
+    Drain::new(Arc::clone(&journal), store, impatient(), 1, observe)
+        .run(shutdown)
+        .await;
+    let mut shipments = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if let Event::Shipped(shipped) = event {
+            shipments.push((shipped.stored, shipped.duplicates, shipped.lost));
+        }
+    }
+    assert_eq!(shipments, [(2, 0, 1)]);
+    assert_eq!(journal.stats().pending_records, 0);
+}
+
 async fn locked(folder: &TempDir) -> SqliteConnection {
     let url = format!("sqlite://{}/data/taffrail.db", folder.path().display());
     let mut connection = SqliteConnection::connect(&url).await.unwrap();

@@ -84,7 +84,7 @@ fn text(metrics: &Metrics, format: Format) -> String {
     String::from_utf8(metrics.encode(format, now())).unwrap()
 }
 
-fn parse(text: &str) -> BTreeMap<String, f64> {
+pub(crate) fn parse(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| {
@@ -931,7 +931,7 @@ fn money_is_summed_exactly() {
 }
 
 /// The two sides of each conservation law: what went in, and where it is now.
-fn books(samples: &BTreeMap<String, f64>) -> [(f64, f64); 2] {
+pub(crate) fn books(samples: &BTreeMap<String, f64>) -> [(f64, f64); 2] {
     let stage = |stage: &str, is_counted: fn(&str) -> bool| -> f64 {
         let prefix = format!("taffrail_records_total{{stage=\"{stage}\"");
         let found = samples
@@ -1050,8 +1050,10 @@ fn reference() -> String {
             let (labels, help) = (label_list(family), family.help);
             writeln!(out, "| `{name}`{mark} | {kind} | {labels} | {help} |").unwrap();
         }
+        if *group == Group::Records {
+            out.push_str(BOOKS);
+        }
     }
-    out.push_str(BOOKS);
     out.push_str("\n## Buckets\n\n| histogram | upper bounds |\n|---|---|\n");
     for family in catalogue::ALL
         .iter()
@@ -1084,7 +1086,7 @@ scraper's `Accept` header prefers; without a preference it is text 0.0.4. All th
 - Absent is not zero: a quantity, a cost or a state that nobody stated has no series; a price of 0 has one, at 0.
 - Series whose labels are known in advance start at 0. Those with a model, an operation or a status code cannot: they appear with
   their first value, which `rate()` and `increase()` do not see as a rise. For exact totals use the rows.
-- Money is summed exactly, to 28 significant digits, and becomes a float only on this page. A negative cost (a refund) is left
+- Money is summed exactly, to 28 significant digits, and becomes a float only when it is exposed. A negative cost (a refund) is left
   out, because a counter that falls looks like a restart.
 - Counters start at 0 with the process, and no series ever goes away but those of rate limits that have expired.
 
@@ -1292,6 +1294,7 @@ fn conventions(out: &mut String) {
     ] {
         writeln!(out, "| {label} | {attribute} |").unwrap();
     }
+    out.push_str("\nProviders, whether built in or declared under the name they usually have; a declared one of another name stands for itself.\n");
     out.push_str("\n| `provider` | `gen_ai.provider.name` |\n|---|---|\n");
     for (ours, theirs) in catalogue::PROVIDERS {
         writeln!(out, "| `{ours}` | `{theirs}` |").unwrap();

@@ -1,10 +1,20 @@
 //! The journal against a real disk and against one that fails, tears and forgets.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "the helpers of a test fail as a test does"
+)]
+
+mod model;
+mod sim;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use bytesize::ByteSize;
 use chrono::{DateTime, Utc};
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use taffrail::caller::{Caller, Instance};
 use taffrail::fault::Outcome;
 use taffrail::journal::disk::{Disk, LocalDisk};
@@ -13,6 +23,17 @@ use taffrail::journal::{
 };
 use taffrail::record::{Intent, Operation, UsageRecord};
 use uuid::Uuid;
+
+/// Seeded, so that a run is like any other; `PROPTEST_RNG_SEED` gives another one.
+fn quick(cases: u32) -> ProptestConfig {
+    let seed = std::env::var("PROPTEST_RNG_SEED").ok();
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(seed.map_or(1, |seed| seed.parse().unwrap())),
+        ..ProptestConfig::default()
+    }
+}
 
 fn id(n: u64) -> Uuid {
     Uuid::from_u64_pair(0x0198_c000_0000_7000, 0x8000_0000_0000_0000 | n)

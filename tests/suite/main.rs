@@ -5,23 +5,20 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::print_stderr,
     reason = "a test fails by panicking"
 )]
-
-#[cfg(test)]
-#[cfg(test)]
-
-#[cfg(test)]
-#[cfg(test)]
 
 mod admin;
 mod check;
 mod config;
 mod drain;
 mod exposition;
+mod golden;
 mod journal;
 mod misbehaviour;
 mod prices;
+mod providers;
 mod relay;
 mod report;
 mod rewrite;

@@ -529,7 +529,8 @@ async fn no_request_is_smuggled() {
         client.write_all(request.as_bytes()).await.unwrap();
         client.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        if client.read_to_end(&mut answer).await.is_err() {}
+        // A reset in place of an answer is fine.
+        client.read_to_end(&mut answer).await.ok();
         for seen in upstream.requests() {
             let seen = String::from_utf8_lossy(&seen).into_owned();
             let lower = seen.to_ascii_lowercase();

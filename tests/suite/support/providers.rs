@@ -47,9 +47,14 @@ impl Meter for Reader {
         None
     }
 
-    fn finish(self: Box<Self>, _: End, _: &RequestFacts) -> Report {
+    fn finish(self: Box<Self>, end: End, _: &RequestFacts) -> Report {
         Report {
-            outcome: Outcome::Ok,
+            outcome: match end {
+                End::Complete => Outcome::Ok,
+                End::Truncated => Outcome::UpstreamTruncated,
+                End::Cancelled => Outcome::ClientCancelled,
+                End::TimedOut => Outcome::UpstreamTimeout,
+            },
             error_code: None,
             error_message: None,
             finish_reason: None,

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Installs what the tests need beyond Rust, a C compiler and git. Whatever is there already is
+# left alone; apt is asked only for what is missing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+missing=()
+need() { # command, package
+    command -v "$1" >/dev/null 2>&1 || missing+=("$2")
+}
+need promtool prometheus
+need prometheus prometheus
+need strace strace
+need python3 python3
+# Debian's python3 comes without the part that makes environments.
+python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing+=(python3-venv)
+
+if [ "${#missing[@]}" -gt 0 ]; then
+    packages=$(printf '%s\n' "${missing[@]}" | sort -u | tr '\n' ' ')
+    apt="apt-get"
+    if [ "$(id -u)" -ne 0 ]; then
+        apt="sudo apt-get"
+    fi
+    echo "installing what the tests need: $packages"
+    # shellcheck disable=SC2086
+    if ! { $apt update -qq && $apt install -y -qq --no-install-recommends $packages; }; then
+        echo "cannot install $packages; the tests that need them are skipped, or fail with CI=1" >&2
+    fi
+fi
+
+# The real SDKs, in an environment of their own. The stamp holds the list it was made from.
+venv=target/sdk-venv
+wanted=$(cat tests/sdk/requirements.txt)
+if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
+    echo "installing the SDKs that the tests drive"
+    rm -rf "$venv"
+    mkdir -p target
+    if python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check \
+        --requirement tests/sdk/requirements.txt; then
+        printf '%s\n' "$wanted" >"$venv/stamp"
+    else
+        echo "cannot install the SDKs; their tests are skipped, or fail with CI=1" >&2
+    fi
+fi

@@ -1,0 +1,351 @@
+//! The wiring: the only file that knows every module. Builds the parts from the configuration,
+//! connects them, and takes them down in the order that loses nothing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin;
+use crate::caller::Instance;
+use crate::clock;
+use crate::config::{Config, Role};
+use crate::journal::disk::LocalDisk;
+use crate::journal::{Journal, Recovery};
+use crate::ledger::Ledger;
+use crate::metrics::{JournalReading, Metrics, Reason, Stage, process};
+use crate::price::PriceBook;
+use crate::provider;
+use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, tls_config};
+use crate::store::Store;
+use crate::store::drain::{Drain, Event, Shipped};
+
+/// A running server.
+pub struct App {
+    proxy: Option<Proxy>,
+    admin_address: SocketAddr,
+    ready: Arc<AtomicBool>,
+    grace: Duration,
+    journal: Arc<Journal>,
+    store: Store,
+    metrics: Arc<Metrics>,
+    draining: CancellationToken,
+    drain: JoinHandle<()>,
+    serving_admin: CancellationToken,
+    admin: JoinHandle<()>,
+}
+
+impl App {
+    /// Starts everything that the role asks for, within a runtime. When this returns, the
+    /// listeners accept.
+    ///
+    /// # Errors
+    /// When a listener, the journal or a configured file cannot be opened. The state of the
+    /// store is no reason: records wait in the journal.
+    pub fn start(config: &Config) -> anyhow::Result<App> {
+        let routes = routes(config)?;
+        let names: Vec<String> = routes.names().map(|name| name.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let labels = config.attribution.labels();
+        let metrics = Arc::new(Metrics::new(&config.metrics, &labels, &names));
+        let prices = Arc::new(price_book(config.prices.overlay_file.as_deref())?);
+        for provider in prices.providers() {
+            let models = u64::try_from(prices.models(provider).count()).unwrap_or(u64::MAX);
+            metrics.price_models(provider, "catalog", models);
+        }
+        // The ports come first: that another process runs is the likeliest trouble, and then its
+        // journal is not this one's to touch.
+        let proxy_listener = match config.role {
+            Role::All | Role::Sidecar => Some(bind(config.proxy.listen, "proxy.listen")?),
+            Role::Exporter => None,
+        };
+        let admin_listener = bind(config.admin.listen, "admin.listen")?;
+        let admin_address = admin_listener.local_addr()?;
+        let tls = tls_config(config.proxy.upstream_ca_file.as_deref())
+            .context("cannot use proxy.upstream_ca_file")?;
+
+        let on_fsync = {
+            let metrics = metrics.clone();
+            Arc::new(move |duration| metrics.journal_fsync(duration))
+        };
+        let (journal, recovery) = Journal::open(&config.journal, Arc::new(LocalDisk), on_fsync)?;
+        let journal = Arc::new(journal);
+        let instance = instance();
+        let ledger = Ledger::new(metrics.clone(), journal.clone());
+        recover(recovery, &ledger, &instance);
+        metrics.on_scrape(scrape_hook(&journal, config.journal.max_bytes.as_u64()));
+
+        let store = Store::lazy(&config.store)?;
+        let draining = CancellationToken::new();
+        let drain = Drain::new(
+            journal.clone(),
+            store.clone(),
+            config.store.drain.clone(),
+            clock::new_id().as_u64_pair().1,
+            store_observer(&metrics),
+        );
+        let drain = tokio::spawn(drain.run(draining.clone()));
+
+        let proxy = match proxy_listener {
+            None => None,
+            Some(listener) => Some(Proxy::start(
+                listener,
+                ProxyParts {
+                    config: config.proxy.clone(),
+                    meter: config.meter.clone(),
+                    attribution: config.attribution.clone(),
+                    pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+                    routes,
+                    ledger,
+                    prices,
+                    instance,
+                    tls,
+                },
+            )?),
+        };
+        let ready = Arc::new(AtomicBool::new(true));
+        let serving_admin = CancellationToken::new();
+        let state = admin::State {
+            metrics: metrics.clone(),
+            ready: ready.clone(),
+            info: info(config, proxy.as_ref().map(Proxy::address), &store, &journal),
+            sync: None,
+            reload: None,
+            token_file: config.admin.token_file.clone(),
+        };
+        admin_listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(admin_listener)?;
+        let admin = tokio::spawn(admin::serve(listener, state, serving_admin.clone()));
+        Ok(App {
+            proxy,
+            admin_address,
+            ready,
+            grace: config.proxy.shutdown_grace,
+            journal,
+            store,
+            metrics,
+            draining,
+            drain,
+            serving_admin,
+            admin,
+        })
+    }
+
+    /// The proxy's address, if this role has one.
+    pub fn proxy_address(&self) -> Option<SocketAddr> {
+        self.proxy.as_ref().map(Proxy::address)
+    }
+
+    /// The admin listener's address.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The store that the rows go to.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Stops in the order that loses nothing: traffic finishes, the journal is made durable, the
+    /// drain ships the rest. `hurry` cuts the waiting for traffic short, and nothing else.
+    ///
+    /// # Errors
+    /// When the journal cannot be made durable.
+    pub async fn stop(self, hurry: impl Future<Output = ()>) -> anyhow::Result<()> {
+        if let Some(proxy) = self.proxy {
+            proxy.stop(self.grace, hurry).await;
+        }
+        self.ready.store(false, Ordering::Relaxed);
+        let journal = self.journal.clone();
+        let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
+        self.draining.cancel();
+        self.drain.await?;
+        self.store.close().await;
+        let pending = self.journal.stats().pending_records;
+        if pending > 0 {
+            tracing::warn!(pending, "records wait in the journal for the next start");
+        }
+        self.serving_admin.cancel();
+        self.admin.await?;
+        synced.context("the journal is not durable")
+    }
+}
+
+fn bind(address: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener> {
+    std::net::TcpListener::bind(address).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => anyhow!(
+            "cannot listen on {address}: another process does; is Taffrail running already? \
+             Otherwise set {key} to a free address"
+        ),
+        io::ErrorKind::AddrNotAvailable => anyhow!(
+            "cannot listen on {address}: this machine has no such address; set {key} to one of \
+             its own"
+        ),
+        _ => anyhow!("cannot listen on {address} ({key}): {error}"),
+    })
+}
+
+/// The routes: built-in providers that have an upstream, and the declared ones.
+fn routes(config: &Config) -> anyhow::Result<Routes> {
+    let mut routes = Vec::new();
+    let built_in = provider::BUILTIN.iter().copied();
+    let declared = config.providers.keys().map(String::as_str);
+    for name in built_in.chain(declared.filter(|name| !provider::BUILTIN.contains(name))) {
+        let provider = provider::builtin(name).unwrap_or_else(|| provider::chat_dialect(name));
+        let settings = config.providers.get(name);
+        let configured = settings.and_then(|settings| settings.upstream.as_deref());
+        let Some(url) = configured.or(provider.default_upstream()) else {
+            continue;
+        };
+        let upstream =
+            Upstream::parse(url).with_context(|| format!("providers.{name}.upstream"))?;
+        routes.push(Route {
+            name: name.into(),
+            provider,
+            upstream,
+            usage_injection: settings
+                .and_then(|settings| settings.usage_injection)
+                .unwrap_or(config.meter.usage_injection),
+        });
+    }
+    Ok(Routes::new(routes))
+}
+
+/// The price book: the embedded catalogue under the configured overlay.
+///
+/// # Errors
+/// When the overlay cannot be read or does not hold.
+pub fn price_book(overlay: Option<&Path>) -> anyhow::Result<PriceBook> {
+    let book = PriceBook::embedded();
+    let Some(path) = overlay else { return Ok(book) };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read prices.overlay_file {}", path.display()))?;
+    book.with_overlay(&text)
+        .with_context(|| format!("in {}", path.display()))
+}
+
+/// Where this process runs, as the downward API and the host tell it.
+fn instance() -> Instance {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let pod = variable("POD_NAME");
+    let host = variable("HOSTNAME").or_else(|| {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+        Some(name.trim().to_owned())
+    });
+    Instance {
+        instance: pod
+            .clone()
+            .or(host)
+            .unwrap_or_else(|| "unknown".to_owned())
+            .into(),
+        namespace: variable("POD_NAMESPACE").map(Into::into),
+        pod: pod.map(Into::into),
+    }
+}
+
+/// Takes over what the last process left in the journal: its records are pending, and its
+/// requests under way become records of their own.
+fn recover(recovery: Recovery, ledger: &Ledger, instance: &Instance) {
+    let metrics = ledger.metrics();
+    metrics.records(Stage::Journaled, Reason::Recovered, recovery.records);
+    let orphans = recovery.orphans.len();
+    for orphan in recovery.orphans {
+        ledger.complete(&orphan.interrupted(instance.clone()));
+    }
+    if recovery.records > 0 || orphans > 0 {
+        tracing::info!(
+            records = recovery.records,
+            interrupted = orphans,
+            "took over what the last process left in the journal"
+        );
+    }
+    let damage = recovery.quarantined_frames + recovery.unreadable_segments;
+    if damage > 0 || recovery.foreign_segments > 0 {
+        tracing::error!(
+            quarantined_frames = recovery.quarantined_frames,
+            unreadable_segments = recovery.unreadable_segments,
+            foreign_segments = recovery.foreign_segments,
+            "the journal is damaged; what could not be read is kept aside in its directory"
+        );
+    }
+}
+
+/// Refreshes what a scrape reads and nobody pushes.
+fn scrape_hook(journal: &Arc<Journal>, bytes_max: u64) -> crate::metrics::ScrapeHook {
+    let journal = journal.clone();
+    Box::new(move |metrics: &Metrics| {
+        let stats = journal.stats();
+        let age = stats.oldest_record_at.map(|oldest| {
+            clock::wall()
+                .signed_duration_since(oldest)
+                .to_std()
+                .unwrap_or_default()
+        });
+        metrics.journal(&JournalReading {
+            pending_records: stats.pending_records,
+            bytes: stats.disk_bytes,
+            bytes_max,
+            oldest_record_age: age,
+        });
+        metrics.process(&process::read());
+    })
+}
+
+fn store_observer(metrics: &Arc<Metrics>) -> crate::store::drain::Observer {
+    let metrics = metrics.clone();
+    Arc::new(move |event| match event {
+        Event::Up(is_up) => metrics.store_up(is_up),
+        Event::Retry => metrics.store_retry(),
+        Event::Shipped(Shipped {
+            stored,
+            duplicates,
+            dead_lettered,
+            lost,
+            duration,
+        }) => {
+            metrics.records(Stage::Stored, Reason::None, stored);
+            metrics.records(Stage::Duplicate, Reason::None, duplicates);
+            metrics.records(Stage::DeadLettered, Reason::Rejected, dead_lettered);
+            metrics.records(Stage::DeadLettered, Reason::Unreadable, lost);
+            metrics.store_batch(duration);
+        }
+    })
+}
+
+/// The lines of the landing page.
+fn info(
+    config: &Config,
+    proxy: Option<SocketAddr>,
+    store: &Store,
+    journal: &Arc<Journal>,
+) -> admin::Info {
+    let role = format!("{:?}", config.role).to_lowercase();
+    let (store, journal) = (store.description(), journal.clone());
+    Arc::new(move || {
+        let mut lines = vec![("role".to_owned(), role.clone())];
+        if let Some(proxy) = proxy {
+            lines.push(("proxy".to_owned(), format!("http://{proxy}/<provider>/…")));
+        }
+        let stats = journal.stats();
+        lines.push(("store".to_owned(), store.clone()));
+        lines.push((
+            "journal".to_owned(),
+            format!(
+                "{} records pending, {} bytes",
+                stats.pending_records, stats.disk_bytes
+            ),
+        ));
+        lines
+    })
+}

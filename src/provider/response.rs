@@ -1,0 +1,1099 @@
+//! Meters a response: finds the values that a dialect's table names, in JSON or in events, and
+//! settles them into a [`Report`].
+//!
+//! A dialect is a table of paths and a [`Counts`] that knows its usage object; everything that
+//! the dialects share is here. Memory is constant: no body and no event is held, only the
+//! values that the table names, each within its limit.
+
+use http::header::CONTENT_TYPE;
+use rust_decimal::Decimal;
+
+use super::failure::{self, Failure};
+use super::object::{merge, word};
+use super::{
+    End, Meter, Milestone, NAME_BYTES_MAX, Part, Report, RequestFacts, ResponseHead, StatedCost,
+};
+use crate::fault::Outcome;
+use crate::record::{Fidelity, Operation};
+use crate::usage::{Unit, Usage};
+use crate::wire::json::Step::{self, Key};
+use crate::wire::json::{Found, Kind, Path, Picker, Status, Want};
+use crate::wire::sse::{Decoder, Piece};
+
+/// The longest usage object that is read. Real ones have some hundred bytes; Anthropic's list of
+/// iterations adds about 300 for each.
+pub(crate) const USAGE_BYTES_MAX: usize = 32 * 1024;
+
+/// The longest error message that is read; rows keep 256 characters of it.
+const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// The longest word (a type, a code, a reason) that is read.
+const WORD_BYTES_MAX: usize = 128;
+
+/// What a value means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// The model that answers.
+    Model,
+    /// The vendor's id of the response.
+    RequestId,
+    /// The party behind a router.
+    UpstreamProvider,
+    /// The tier that is billed.
+    ServiceTier,
+    /// Why the answer ended.
+    FinishReason,
+    /// How far the response is, in the Responses API and in jobs.
+    Status,
+    /// Why a response is incomplete.
+    IncompleteReason,
+    /// A value for the dialect's [`Counts`].
+    Usage(Quantity),
+    /// An array of images.
+    Images,
+    /// Content of an event, a real token unless it is empty.
+    Content,
+    /// A refusal in the model's words.
+    Refusal,
+    /// The type of content of which one is a refusal.
+    ContentType,
+    /// The type of an event or object.
+    Type,
+    /// An item of output, which may be a call of a built-in tool.
+    Item,
+    /// The type of that item.
+    ItemType,
+    /// What that item did.
+    ItemAction,
+    /// An error: an object, or its message.
+    Error,
+    /// The message of an error that is a string.
+    ErrorText,
+    /// A member of an error.
+    ErrorCode,
+    /// A member of an error.
+    ErrorType,
+    /// A member of an error.
+    ErrorMessage,
+    /// The most exact word for an error.
+    ErrorExact,
+    /// What tripped a filter.
+    ErrorFlag,
+    /// A member of a body or event that is itself an error.
+    OwnCode,
+    /// A member of a body or event that is itself an error.
+    OwnType,
+    /// A member of a body or event that is itself an error.
+    OwnMessage,
+}
+
+/// A value that states quantities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quantity {
+    /// The usage object.
+    Object,
+    /// The usage of each model of a call that used several (Groq).
+    Breakdown,
+    /// What llama.cpp measures.
+    Timings,
+    /// Pages read (Mistral).
+    Pages,
+    /// Seconds of the audio that was transcribed.
+    AudioSeconds,
+    /// Seconds of the video that is made.
+    VideoSeconds,
+}
+
+impl Field {
+    const fn want(self) -> Want {
+        match self {
+            Field::Model | Field::RequestId | Field::UpstreamProvider => Want::Text(NAME_BYTES_MAX),
+            Field::Usage(Quantity::Object | Quantity::Breakdown | Quantity::Timings) => {
+                Want::Text(USAGE_BYTES_MAX)
+            }
+            Field::ErrorText | Field::ErrorMessage | Field::OwnMessage => {
+                Want::Text(MESSAGE_BYTES_MAX)
+            }
+            Field::Content | Field::Refusal | Field::Item | Field::Error | Field::ErrorFlag => {
+                Want::Kind
+            }
+            Field::Images => Want::Count,
+            _ => Want::Text(WORD_BYTES_MAX),
+        }
+    }
+}
+
+/// A meaning and the path that leads to it.
+pub(crate) type Row = (Field, &'static [Step]);
+
+/// The paths of a dialect and what they mean.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Table {
+    rows: &'static [Row],
+    paths: &'static [Path],
+}
+
+impl Table {
+    /// A table; `paths` are [`paths`] of `rows`.
+    pub(crate) const fn new(rows: &'static [Row], paths: &'static [Path]) -> Table {
+        Table { rows, paths }
+    }
+}
+
+/// The paths of `rows`, of which there are `N`.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "evaluated while compiling, where a bad index does not compile"
+)]
+pub(crate) const fn paths<const N: usize>(rows: &'static [Row]) -> [Path; N] {
+    let mut paths = [Path {
+        steps: &[],
+        want: Want::Kind,
+    }; N];
+    let mut index = 0;
+    while index < N {
+        paths[index] = Path {
+            steps: rows[index].1,
+            want: rows[index].0.want(),
+        };
+        index += 1;
+    }
+    paths
+}
+
+/// The quantities that a dialect's responses state, as a running snapshot.
+pub(crate) trait Counts: Default + Send + 'static {
+    /// Takes a later statement, which supersedes field by field; false if it is not what it
+    /// should be. Null is never shown.
+    fn read(&mut self, quantity: Quantity, text: &str) -> bool;
+
+    /// What the statements come to, for a call of that operation to the model `served`.
+    fn settle(&self, operation: Operation, served: Option<&str>) -> Settled;
+}
+
+/// What [`Counts`] come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// Disjoint quantities by model; none is empty.
+    pub(crate) parts: Vec<Part>,
+    /// Whether some parts exceeded their whole.
+    pub(crate) is_inconsistent: bool,
+    /// Whether input or output is missing where there must be both: the parts are not all that
+    /// was consumed.
+    pub(crate) is_lacking: bool,
+    /// Whether a quantity was inferred.
+    pub(crate) is_estimated: bool,
+    /// The cost, if stated.
+    pub(crate) stated_cost: Option<StatedCost>,
+    /// The tier, where the usage object has it.
+    pub(crate) service_tier: Option<String>,
+    /// A region that changes the price.
+    pub(crate) region: Option<String>,
+}
+
+/// What differs between vendors that speak the same dialect.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vendor {
+    /// Headers that may hold the vendor's id of the request, the best first.
+    pub(crate) request_id_headers: &'static [&'static str],
+    /// Outcomes that only this vendor means; `None` leaves it to the shared vocabulary.
+    pub(crate) refine: fn(&Failure) -> Option<Outcome>,
+}
+
+/// A meter of one response.
+pub(crate) struct ResponseMeter<C> {
+    source: Source,
+    answer: Answer<C>,
+}
+
+impl<C: Counts> ResponseMeter<C> {
+    /// A meter that looks for what `table` names, or for an error if the status says so.
+    pub(crate) fn new(
+        table: &Table,
+        vendor: &'static Vendor,
+        operation: Operation,
+        head: ResponseHead<'_>,
+    ) -> ResponseMeter<C> {
+        let status = head.status.as_u16();
+        let table = if status >= 400 { &ERRORS } else { table };
+        // Nothing is looked for in a list of models or a gigabyte of files.
+        let framing = if operation.is_control() && status < 400 {
+            Framing::Opaque
+        } else {
+            Framing::of(head, operation)
+        };
+        ResponseMeter {
+            source: Source {
+                framing,
+                decoder: Decoder::new(),
+                documents: Documents {
+                    picker: Picker::new(table.paths),
+                    start: [0; DONE.len()],
+                    length: 0,
+                },
+            },
+            answer: Answer {
+                rows: table.rows,
+                vendor,
+                operation,
+                status,
+                header_request_id: request_id(vendor, head),
+                default_cost: None,
+                counts: C::default(),
+                model: None,
+                request_id: None,
+                upstream_provider: None,
+                service_tier: None,
+                finish_reason: None,
+                progress: None,
+                incomplete_reason: None,
+                first_usage: Vec::new(),
+                last_usage: Vec::new(),
+                images: None,
+                searches: 0,
+                failure: None,
+                ending: Ending::Open,
+                is_streamed: framing == Framing::Undecided(Text::Events),
+                is_token_seen: false,
+                is_filtered: false,
+                is_usage_final: true,
+                is_oversize: false,
+                is_malformed: false,
+                event: Event::default(),
+            },
+        }
+    }
+
+    /// The same meter with a cost that holds unless the response states one.
+    pub(crate) fn with_default_cost(mut self, cost: Option<StatedCost>) -> ResponseMeter<C> {
+        self.answer.default_cost = cost;
+        self
+    }
+}
+
+impl<C: Counts> Meter for ResponseMeter<C> {
+    fn push(&mut self, bytes: &[u8]) -> Option<Milestone> {
+        let was_token_seen = self.answer.is_token_seen;
+        self.source.push(bytes, &mut self.answer);
+        (self.answer.is_token_seen && !was_token_seen).then_some(Milestone::FirstToken)
+    }
+
+    fn finish(self: Box<Self>, end: End, request: &RequestFacts) -> Report {
+        let ResponseMeter { source, mut answer } = *self;
+        source.end(end, &mut answer);
+        answer.report(end, request)
+    }
+}
+
+/// The vendor's id of the request, out of the headers.
+fn request_id(vendor: &Vendor, head: ResponseHead<'_>) -> Option<String> {
+    vendor
+        .request_id_headers
+        .iter()
+        .filter_map(|name| head.headers.get(*name)?.to_str().ok())
+        .find(|id| !id.is_empty() && id.len() <= NAME_BYTES_MAX)
+        .map(str::to_owned)
+}
+
+/// The data of the event that ends a stream of the OpenAI family.
+const DONE: &[u8; 6] = b"[DONE]";
+
+/// Splits a body into the documents that hold values: one of JSON, or one for each event.
+struct Source {
+    framing: Framing,
+    decoder: Decoder,
+    documents: Documents,
+}
+
+/// Reads the one document of a JSON body, or that of each event.
+struct Documents {
+    picker: Picker,
+    /// The first bytes of the event's data, and how many there are in all.
+    start: [u8; DONE.len()],
+    length: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// The first byte that is no white space will tell; until then, what the type says.
+    Undecided(Text),
+    Json,
+    Events,
+    /// Nothing that could be read.
+    Opaque,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Text {
+    Json,
+    Events,
+    Other,
+}
+
+impl Framing {
+    fn of(head: ResponseHead<'_>, operation: Operation) -> Framing {
+        let content_type = head.headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
+        let Some(content_type) = content_type else {
+            return Framing::Undecided(Text::Json);
+        };
+        let essence = content_type
+            .split(|byte| *byte == b';')
+            .next()
+            .unwrap_or_default()
+            .trim_ascii()
+            .to_ascii_lowercase();
+        match essence.as_slice() {
+            b"text/event-stream" => Framing::Undecided(Text::Events),
+            essence if essence.ends_with(b"json") => Framing::Undecided(Text::Json),
+            // Some servers send JSON or events as plain text; a transcript is plain text.
+            b"text/plain" if operation != Operation::Transcription => {
+                Framing::Undecided(Text::Json)
+            }
+            essence if essence.starts_with(b"text/") => Framing::Undecided(Text::Other),
+            _ => Framing::Opaque,
+        }
+    }
+
+    /// What the first byte says. Errors come as JSON under the type of a stream, and streams
+    /// under the type of JSON.
+    fn decide(text: Text, first: u8) -> Framing {
+        match (text, first) {
+            (_, b'{' | b'[') => Framing::Json,
+            // `data:`, `event:`, `id:`, `retry:` or a comment; no JSON document begins so.
+            (Text::Events, _) | (Text::Json, b'd' | b'e' | b'i' | b'r' | b':') => Framing::Events,
+            (Text::Json, _) => Framing::Json,
+            (Text::Other, _) => Framing::Opaque,
+        }
+    }
+}
+
+/// White space and the bytes of a byte order mark: what may come before the first real byte.
+/// Long answers are kept alive with white space in front of the JSON (OpenRouter, DeepSeek).
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 0xEF | 0xBB | 0xBF)
+}
+
+impl Source {
+    fn push<C: Counts>(&mut self, mut bytes: &[u8], answer: &mut Answer<C>) {
+        if let Framing::Undecided(text) = self.framing {
+            let Some(first) = bytes.iter().position(|byte| !is_blank(*byte)) else {
+                return;
+            };
+            bytes = bytes.get(first..).unwrap_or_default();
+            if let Some(byte) = bytes.first() {
+                self.framing = Framing::decide(text, *byte);
+                answer.is_streamed = self.framing == Framing::Events;
+            }
+        }
+        let Source {
+            framing,
+            decoder,
+            documents,
+        } = self;
+        match framing {
+            Framing::Json => documents.push(bytes, answer),
+            Framing::Events => {
+                decoder.push(bytes, &mut |piece| documents.piece(piece, answer));
+            }
+            Framing::Opaque | Framing::Undecided(_) => {}
+        }
+    }
+
+    fn end<C: Counts>(self, end: End, answer: &mut Answer<C>) {
+        let Source {
+            framing,
+            mut decoder,
+            mut documents,
+        } = self;
+        let was_malformed = answer.is_malformed;
+        match framing {
+            Framing::Json => {
+                let status = documents.end(answer);
+                if status == Status::Complete {
+                    answer.ending = Ending::Marked;
+                }
+                answer.document_ended(status);
+            }
+            // The last event may lack its blank line, or be half of one.
+            Framing::Events => decoder.end(&mut |piece| documents.piece(piece, answer)),
+            Framing::Opaque | Framing::Undecided(_) => {}
+        }
+        // Half a document is a fault only where the whole of it came.
+        if end != End::Complete {
+            answer.is_malformed = was_malformed;
+        }
+    }
+}
+
+impl Documents {
+    fn push<C: Counts>(&mut self, bytes: &[u8], answer: &mut Answer<C>) {
+        self.picker
+            .push(bytes, &mut |index, found| answer.found(index, found));
+    }
+
+    fn end<C: Counts>(&mut self, answer: &mut Answer<C>) -> Status {
+        self.picker
+            .end(&mut |index, found| answer.found(index, found))
+    }
+
+    fn piece<C: Counts>(&mut self, piece: Piece<'_>, answer: &mut Answer<C>) {
+        match piece {
+            Piece::Name(b"error") => answer.event.own_error_found(),
+            Piece::Name(_) => {}
+            Piece::Data(bytes) => {
+                let free = self.start.get_mut(self.length..).unwrap_or_default();
+                for (slot, byte) in free.iter_mut().zip(bytes) {
+                    *slot = *byte;
+                }
+                self.length += bytes.len();
+                self.push(bytes, answer);
+            }
+            Piece::End => {
+                let status = self.end(answer);
+                self.picker.reset();
+                let is_done = self.length >= DONE.len() && self.start == *DONE;
+                self.length = 0;
+                if is_done {
+                    answer.ending = Ending::Marked;
+                    answer.document_ended(Status::Empty);
+                } else {
+                    answer.document_ended(status);
+                }
+            }
+        }
+    }
+}
+
+/// How far a response has come to its own end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    /// Something must follow.
+    Open,
+    /// The answer has a finish reason; usage may follow.
+    Finished,
+    /// The vendor's end mark was seen, or the whole of a JSON body: nothing that matters
+    /// follows, and a client that leaves now leaves nothing behind.
+    Marked,
+}
+
+/// What was found in the document at hand.
+#[derive(Debug, Default)]
+struct Event {
+    error: Failure,
+    has_error: bool,
+    own: Failure,
+    is_own_error: bool,
+    has_usage: bool,
+    items: Items,
+    /// Searches among the items so far, and the item that is being read.
+    searches: u64,
+    item: Option<Item>,
+    is_used: bool,
+}
+
+/// Whose items an event holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Items {
+    /// Those of the whole response.
+    #[default]
+    Response,
+    /// One that begins, to be told again when it is done.
+    Added,
+    /// One that is done, to be told again by the response.
+    Done,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Item {
+    is_search_call: bool,
+    is_other_action: bool,
+}
+
+/// What a response said so far.
+struct Answer<C> {
+    rows: &'static [Row],
+    vendor: &'static Vendor,
+    operation: Operation,
+    status: u16,
+    header_request_id: Option<String>,
+    default_cost: Option<StatedCost>,
+    counts: C,
+    model: Option<String>,
+    request_id: Option<String>,
+    upstream_provider: Option<String>,
+    service_tier: Option<String>,
+    finish_reason: Option<String>,
+    progress: Option<String>,
+    incomplete_reason: Option<String>,
+    first_usage: Vec<u8>,
+    last_usage: Vec<u8>,
+    images: Option<u64>,
+    searches: u64,
+    failure: Option<Failure>,
+    ending: Ending,
+    is_streamed: bool,
+    is_token_seen: bool,
+    is_filtered: bool,
+    /// Whether usage was seen in or after the event that reported the failure, if any did.
+    is_usage_final: bool,
+    is_oversize: bool,
+    is_malformed: bool,
+    event: Event,
+}
+
+/// Takes over a word that differs from what is known. Words repeat in every event of a stream,
+/// so the usual case must cost a comparison and no memory.
+fn replace(known: &mut Option<String>, text: &[u8]) {
+    let quoted = text
+        .strip_prefix(b"\"")
+        .and_then(|rest| rest.strip_suffix(b"\""));
+    if let (Some(known), Some(content)) = (known.as_deref(), quoted)
+        && known.as_bytes() == content
+    {
+        return;
+    }
+    if let Some(later) = word(text) {
+        *known = Some(later.into_owned());
+    }
+}
+
+impl<C: Counts> Answer<C> {
+    fn found(&mut self, index: usize, found: Found<'_>) {
+        let Some((field, _)) = self.rows.get(index) else {
+            return;
+        };
+        match found {
+            Found::Text(b"null") => {}
+            Found::Text(text) => self.text_found(*field, text),
+            Found::TooLong => {
+                if let Field::Usage(_) = field {
+                    self.is_oversize = true;
+                }
+            }
+            Found::Kind { kind, empty } => {
+                let is_something =
+                    matches!(kind, Kind::String | Kind::Array | Kind::Object) && !empty;
+                if is_something || *field == Field::Item {
+                    self.something_found(*field);
+                }
+            }
+            Found::Count(count) => self.images = Some(count),
+        }
+    }
+
+    fn something_found(&mut self, field: Field) {
+        match field {
+            Field::Content => self.is_token_seen |= self.is_streamed,
+            Field::Refusal => {
+                self.is_token_seen |= self.is_streamed;
+                self.is_filtered = true;
+            }
+            Field::Item => {
+                self.event.is_used = true;
+                self.event.item_ended();
+                self.event.item = Some(Item::default());
+            }
+            Field::Error => {
+                self.event.is_used = true;
+                self.event.has_error = true;
+            }
+            Field::ErrorFlag => {
+                self.event.is_used = true;
+                self.event.error.is_flagged = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn text_found(&mut self, field: Field, text: &[u8]) {
+        let event = &mut self.event;
+        match field {
+            Field::Model => replace(&mut self.model, text),
+            Field::RequestId => replace(&mut self.request_id, text),
+            Field::UpstreamProvider => replace(&mut self.upstream_provider, text),
+            Field::ServiceTier => replace(&mut self.service_tier, text),
+            Field::FinishReason => {
+                replace(&mut self.finish_reason, text);
+                if self.finish_reason.is_some() {
+                    self.ending = self.ending.max(Ending::Finished);
+                }
+                self.is_filtered |= word(text).is_some_and(|word| failure::is_filter(&word));
+            }
+            Field::Status => replace(&mut self.progress, text),
+            Field::IncompleteReason => {
+                replace(&mut self.incomplete_reason, text);
+                self.is_filtered |= word(text).is_some_and(|word| failure::is_filter(&word));
+            }
+            Field::Usage(quantity) => self.usage_found(quantity, text),
+            Field::ContentType => self.is_filtered |= text == b"\"refusal\"",
+            Field::Type => self.type_found(text),
+            Field::ItemType => {
+                if let Some(item) = &mut event.item {
+                    item.is_search_call = text == b"\"web_search_call\"";
+                }
+            }
+            // Opening and reading a page that was found is no search, and free.
+            Field::ItemAction => {
+                if let Some(item) = &mut event.item {
+                    item.is_other_action = text != b"\"search\"";
+                }
+            }
+            Field::ErrorText | Field::ErrorMessage => replace(&mut event.error.message, text),
+            Field::ErrorCode => replace(&mut event.error.code, text),
+            Field::ErrorType => replace(&mut event.error.kind, text),
+            Field::ErrorExact => replace(&mut event.error.exact, text),
+            Field::OwnCode => replace(&mut event.own.code, text),
+            Field::OwnMessage => replace(&mut event.own.message, text),
+            Field::OwnType => {
+                replace(&mut event.own.kind, text);
+                if text == b"\"error\"" {
+                    event.own_error_found();
+                }
+            }
+            Field::Images
+            | Field::Content
+            | Field::Refusal
+            | Field::Item
+            | Field::Error
+            | Field::ErrorFlag => return,
+        }
+        if matches!(
+            field,
+            Field::ErrorText
+                | Field::ErrorMessage
+                | Field::ErrorCode
+                | Field::ErrorType
+                | Field::ErrorExact
+                | Field::OwnCode
+                | Field::OwnMessage
+                | Field::OwnType
+        ) {
+            self.event.is_used = true;
+        }
+    }
+
+    fn usage_found(&mut self, quantity: Quantity, text: &[u8]) {
+        self.event.is_used = true;
+        let is_read = std::str::from_utf8(text).is_ok_and(|text| self.counts.read(quantity, text));
+        if !is_read {
+            self.is_malformed = true;
+            return;
+        }
+        self.event.has_usage = true;
+        // What could not be read before is superseded now.
+        self.is_oversize = false;
+        self.is_malformed = false;
+        if quantity == Quantity::Object {
+            let usage = if self.first_usage.is_empty() {
+                &mut self.first_usage
+            } else {
+                &mut self.last_usage
+            };
+            usage.clear();
+            usage.extend_from_slice(text);
+        }
+    }
+
+    /// What the type of an event says, with its quotes.
+    fn type_found(&mut self, text: &[u8]) {
+        match text {
+            b"\"error\"" | b"\"response.error\"" => self.event.own_error_found(),
+            b"\"message_stop\""
+            | b"\"response.completed\""
+            | b"\"response.incomplete\""
+            | b"\"response.failed\""
+            | b"\"speech.audio.done\""
+            | b"\"transcript.text.done\"" => self.ending = Ending::Marked,
+            b"\"image_generation.completed\"" | b"\"image_edit.completed\"" => {
+                self.ending = Ending::Marked;
+                self.is_token_seen |= self.is_streamed;
+                self.images = Some(self.images.map_or(1, |images| images.saturating_add(1)));
+            }
+            b"\"content_block_delta\""
+            | b"\"image_generation.text_chunk\""
+            | b"\"image_generation.partial_image\""
+            | b"\"image_edit.partial_image\"" => self.is_token_seen |= self.is_streamed,
+            b"\"response.output_item.added\"" => {
+                self.event.is_used = true;
+                self.event.items = Items::Added;
+            }
+            b"\"response.output_item.done\"" => {
+                self.event.is_used = true;
+                self.event.items = Items::Done;
+            }
+            _ if text.ends_with(b".delta\"") => {
+                self.is_token_seen |= self.is_streamed;
+                self.is_filtered |= text == b"\"response.refusal.delta\"";
+            }
+            _ => {}
+        }
+    }
+
+    fn document_ended(&mut self, status: Status) {
+        match status {
+            Status::Empty | Status::Complete => {}
+            Status::Partial | Status::Malformed => self.is_malformed = true,
+            Status::TooDeep => self.is_oversize = true,
+        }
+        if !self.event.is_used {
+            return;
+        }
+        let mut event = std::mem::take(&mut self.event);
+        event.item_ended();
+        // The response at its end tells all items again. Until then, and where a gateway leaves
+        // them out there, those that are done are counted.
+        match event.items {
+            Items::Response if event.searches > 0 => self.searches = event.searches,
+            Items::Done => self.searches = self.searches.saturating_add(event.searches),
+            Items::Response | Items::Added => {}
+        }
+        let failure = if event.has_error {
+            Some(event.error)
+        } else if event.is_own_error || self.status >= 400 {
+            Some(event.own)
+        } else {
+            None
+        };
+        // The first failure is the cause of those that follow.
+        if let Some(failure) = failure
+            && self.failure.is_none()
+        {
+            self.failure = Some(failure);
+            self.is_usage_final = false;
+        }
+        self.is_usage_final |= event.has_usage;
+    }
+
+    /// Whether this call, answered like that, must state usage.
+    fn is_usage_due(&self) -> bool {
+        let is_pending = matches!(
+            self.progress.as_deref(),
+            Some("queued" | "pending" | "in_progress")
+        );
+        let is_answered = self.status == 101 || (200..300).contains(&self.status);
+        is_answered
+            && self.status != 202
+            && !self.operation.is_control()
+            && (self.is_streamed || !is_pending)
+    }
+
+    fn report(mut self, end: End, request: &RequestFacts) -> Report {
+        // An error needs no words: a page of HTML from a proxy on the way is one too.
+        let is_error = self.status >= 400 || self.finish_reason.as_deref() == Some("error");
+        if is_error && self.failure.is_none() {
+            self.failure = Some(Failure::default());
+        }
+        let is_answered = self.failure.is_none();
+
+        let mut settled = self.counts.settle(self.operation, self.model.as_deref());
+        let stated_cost = settled.stated_cost.or(self.default_cost);
+        // Images are a usage by themselves, searches are not: they are billed beside tokens.
+        let is_image_counted = self.operation == Operation::Image && self.images.is_some();
+        let is_usable = !settled.parts.is_empty() || stated_cost.is_some() || is_image_counted;
+        self.add_tallies(&mut settled);
+
+        let is_usage_due = self.is_usage_due();
+        let is_generation = matches!(
+            self.operation,
+            Operation::Chat | Operation::Completion | Operation::Responses
+        );
+        let is_broken_off = match end {
+            End::Complete => {
+                self.is_streamed
+                    && self.ending == Ending::Open
+                    && is_generation
+                    && is_usage_due
+                    && is_answered
+            }
+            _ => match self.ending {
+                Ending::Marked => false,
+                Ending::Finished => !is_usable,
+                Ending::Open => true,
+            },
+        };
+        let is_usage_lost = !is_answered
+            && self.is_streamed
+            && self.status < 400
+            && !(is_usable && self.is_usage_final);
+        let fidelity = if is_broken_off || is_usage_lost {
+            Fidelity::Partial
+        } else if self.is_oversize {
+            Fidelity::Oversize
+        } else if settled.is_inconsistent {
+            Fidelity::Inconsistent
+        } else if settled.is_lacking && stated_cost.is_none() {
+            Fidelity::Malformed
+        } else if is_usable || !is_usage_due || !is_answered {
+            Fidelity::Complete
+        } else if self.is_malformed {
+            Fidelity::Malformed
+        } else {
+            Fidelity::Silent
+        };
+
+        // Speech states nothing: its price is by the characters that were asked for.
+        let mut is_estimated = settled.is_estimated;
+        if self.operation == Operation::Speech
+            && is_usage_due
+            && is_answered
+            && settled.parts.is_empty()
+            && let Some(characters) = request.characters
+        {
+            add(&mut settled.parts, Unit::Character, characters);
+            is_estimated = true;
+        }
+
+        let error = self.failure.take().map(|mut failure| {
+            failure.status = self.status;
+            failure.conclude(self.vendor.refine)
+        });
+        let outcome = match &error {
+            Some(error) => error.outcome,
+            None if is_broken_off => match end {
+                End::Complete | End::Truncated => Outcome::UpstreamTruncated,
+                End::Cancelled => Outcome::ClientCancelled,
+                End::TimedOut => Outcome::UpstreamTimeout,
+            },
+            None if self.is_filtered => Outcome::ContentFiltered,
+            None => failure::of_status(self.status),
+        };
+        let raw_usage = self.raw_usage();
+        Report {
+            outcome,
+            error_code: error.as_ref().and_then(|error| error.code.clone()),
+            error_message: error.and_then(|error| error.message),
+            finish_reason: self.finish_reason.or(self.incomplete_reason).or_else(|| {
+                self.progress.filter(|word| {
+                    matches!(&**word, "completed" | "incomplete" | "failed" | "cancelled")
+                })
+            }),
+            model_served: self.model,
+            upstream_provider: self.upstream_provider,
+            // `auto` is what was asked for, until the tier is decided.
+            service_tier: settled
+                .service_tier
+                .or(self.service_tier)
+                .filter(|tier| tier != "auto"),
+            region: settled.region,
+            provider_request_id: self.header_request_id.or(self.request_id),
+            parts: settled.parts,
+            stated_cost,
+            raw_usage,
+            fidelity,
+            estimated: is_estimated,
+        }
+    }
+
+    /// Adds what was counted in the body itself.
+    fn add_tallies(&self, settled: &mut Settled) {
+        if self.operation == Operation::Image
+            && let Some(images) = self.images
+        {
+            add(&mut settled.parts, Unit::Image, images);
+        }
+        if self.searches > 0 {
+            add(&mut settled.parts, Unit::Search, self.searches);
+        }
+    }
+
+    fn raw_usage(&self) -> Option<String> {
+        let first = std::str::from_utf8(&self.first_usage).ok()?;
+        let last = std::str::from_utf8(&self.last_usage).ok()?;
+        match (first, last) {
+            ("", _) => None,
+            (only, "") => Some(only.to_owned()),
+            (first, last) => Some(merge(first, last)),
+        }
+    }
+}
+
+impl Event {
+    fn own_error_found(&mut self) {
+        self.is_used = true;
+        self.is_own_error = true;
+    }
+
+    fn item_ended(&mut self) {
+        if let Some(item) = self.item.take()
+            && item.is_search_call
+            && !item.is_other_action
+        {
+            self.searches = self.searches.saturating_add(1);
+        }
+    }
+}
+
+/// Sets a quantity that is known.
+pub(crate) fn set_known(usage: &mut Usage, unit: Unit, quantity: Option<Decimal>) {
+    if let Some(quantity) = quantity {
+        usage.set(unit, quantity);
+    }
+}
+
+/// Sets a quantity of the call's own model.
+fn add(parts: &mut Vec<Part>, unit: Unit, quantity: u64) {
+    match parts.iter_mut().find(|part| part.model.is_none()) {
+        Some(part) => part.usage.set(unit, quantity),
+        None => parts.push(Part {
+            model: None,
+            usage: Usage::new().with(unit, quantity),
+        }),
+    }
+}
+
+/// Where the vendors put an error in the body of an HTTP error.
+static ERRORS: Table = Table::new(ERROR_ROWS, &ERROR_PATHS);
+static ERROR_PATHS: [Path; ERROR_ROWS.len()] = paths(ERROR_ROWS);
+const ERROR_ROWS: &[Row] = &[
+    (Field::Error, &[Key("error")]),
+    (Field::ErrorText, &[Key("error")]),
+    (Field::ErrorCode, &[Key("error"), Key("code")]),
+    (Field::ErrorType, &[Key("error"), Key("type")]),
+    (Field::ErrorMessage, &[Key("error"), Key("message")]),
+    (Field::ErrorExact, &[Key("error"), Key("error_type")]),
+    (
+        Field::ErrorExact,
+        &[Key("error"), Key("metadata"), Key("error_type")],
+    ),
+    (
+        Field::ErrorExact,
+        &[Key("error"), Key("details"), Key("error_code")],
+    ),
+    (
+        Field::ErrorFlag,
+        &[Key("error"), Key("metadata"), Key("reasons")],
+    ),
+    (
+        Field::ErrorFlag,
+        &[Key("error"), Key("metadata"), Key("patterns")],
+    ),
+    (
+        Field::ErrorFlag,
+        &[Key("error"), Key("metadata"), Key("flagged_input")],
+    ),
+    (Field::OwnCode, &[Key("code")]),
+    (Field::OwnType, &[Key("type")]),
+    (Field::OwnMessage, &[Key("message")]),
+    (Field::OwnMessage, &[Key("detail")]),
+    (Field::RequestId, &[Key("request_id")]),
+];
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+    use crate::provider::chat;
+
+    fn report(status: u16, operation: Operation, body: &str) -> Report {
+        let headers = HeaderMap::new();
+        let head = ResponseHead {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: &headers,
+        };
+        let mut meter = chat::meter(operation, head, &chat::VENDOR);
+        meter.push(body.as_bytes());
+        Box::new(meter).finish(End::Complete, &RequestFacts::default())
+    }
+
+    /// A usage object of exactly that many bytes.
+    fn usage_of(bytes: usize) -> String {
+        const FRAME: &str = r#"{"prompt_tokens":5,"completion_tokens":7,"x":""}"#;
+        let padding = "y".repeat(bytes - FRAME.len());
+        format!(r#"{{"prompt_tokens":5,"completion_tokens":7,"x":"{padding}"}}"#)
+    }
+
+    #[test]
+    fn usage_is_read_up_to_its_limit_and_beyond_it_said_to_be_oversize() {
+        for (bytes, fidelity) in [
+            (USAGE_BYTES_MAX - 1, Fidelity::Complete),
+            (USAGE_BYTES_MAX, Fidelity::Complete),
+            (USAGE_BYTES_MAX + 1, Fidelity::Oversize),
+        ] {
+            let body = format!(r#"{{"usage":{}}}"#, usage_of(bytes));
+            let report = report(200, Operation::Chat, &body);
+            assert_eq!(report.fidelity, fidelity, "{bytes}");
+            assert_eq!(report.parts.is_empty(), fidelity == Fidelity::Oversize);
+        }
+    }
+
+    #[test]
+    fn usage_after_an_oversized_one_still_counts() {
+        let large = usage_of(USAGE_BYTES_MAX + 1);
+        let small = r#"{"prompt_tokens":5,"completion_tokens":8}"#;
+        let after = format!(
+            "data: {{\"usage\":{large}}}\n\ndata: {{\"usage\":{small}}}\n\ndata: [DONE]\n\n"
+        );
+        let report_after = report(200, Operation::Chat, &after);
+        assert_eq!(report_after.fidelity, Fidelity::Complete);
+        assert_eq!(report_after.raw_usage.as_deref(), Some(small));
+
+        let before = format!(
+            "data: {{\"usage\":{small}}}\n\ndata: {{\"usage\":{large}}}\n\ndata: [DONE]\n\n"
+        );
+        assert_eq!(
+            report(200, Operation::Chat, &before).fidelity,
+            Fidelity::Oversize
+        );
+    }
+
+    #[test]
+    fn a_name_beyond_its_limit_is_taken_as_absent() {
+        // The limit counts the quotes.
+        for (bytes, is_known) in [
+            (NAME_BYTES_MAX - 3, true),
+            (NAME_BYTES_MAX - 2, true),
+            (NAME_BYTES_MAX - 1, false),
+        ] {
+            let body = format!(r#"{{"model":"{}"}}"#, "m".repeat(bytes));
+            let report = report(200, Operation::Chat, &body);
+            assert_eq!(report.model_served.is_some(), is_known, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_message_beyond_its_limit_leaves_the_code() {
+        for (bytes, is_known) in [
+            (MESSAGE_BYTES_MAX - 2, true),
+            (MESSAGE_BYTES_MAX - 1, false),
+        ] {
+            let message = "x ".repeat(bytes / 2 + 1);
+            let message = message.get(..bytes).unwrap();
+            let body = format!(r#"{{"error":{{"message":"{message}","code":"model_not_found"}}}}"#);
+            let report = report(404, Operation::Chat, &body);
+            assert_eq!(report.error_message.is_some(), is_known, "{bytes}");
+            assert_eq!(report.error_code.as_deref(), Some("model_not_found"));
+        }
+    }
+
+    #[test]
+    fn searches_without_usage_are_no_usage() {
+        let body = r#"{"status":"completed","output":[{"type":"web_search_call"}],"usage":null}"#;
+        let report = report(200, Operation::Responses, body);
+        assert_eq!(report.fidelity, Fidelity::Silent);
+        assert_eq!(
+            report.parts,
+            [Part {
+                model: None,
+                usage: Usage::new().with(Unit::Search, 1)
+            }]
+        );
+    }
+
+    #[test]
+    fn tokens_are_passed_once_and_only_by_events() {
+        let headers = HeaderMap::new();
+        let head = ResponseHead {
+            status: StatusCode::OK,
+            headers: &headers,
+        };
+        let event = br#"{"choices":[{"delta":{"content":"a"}}]}"#;
+        let mut whole = chat::meter(Operation::Chat, head, &chat::VENDOR);
+        assert_eq!(whole.push(event), None);
+        let mut events = chat::meter(Operation::Chat, head, &chat::VENDOR);
+        assert_eq!(events.push(b"data: "), None);
+        assert_eq!(events.push(event), Some(Milestone::FirstToken));
+        assert_eq!(events.push(b"\n\ndata: "), None);
+        assert_eq!(events.push(event), None);
+    }
+}
