@@ -35,7 +35,7 @@ pub struct Line {
     /// What it cost, in US dollars.
     pub cost_usd: f64,
     /// Times to the first token: how many were at most so many seconds, by seconds.
-    first_tokens: Vec<(f64, u64)>,
+    pub(super) first_tokens: Vec<(f64, u64)>,
 }
 
 impl Line {

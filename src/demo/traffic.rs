@@ -37,7 +37,9 @@ const THINKING_MILLIS: (u64, u64) = (60, 420);
 /// How long a client waits for an answer to end before it counts it as a surprise.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The header that says which feature asks, as in the configuration of the demo.
+/// The attribution label of the demo, and the header that gives its value.
+pub const FEATURE_LABEL: &str = "feature";
+/// See [`FEATURE_LABEL`].
 pub const FEATURE_HEADER: &str = "x-taffrail-feature";
 
 /// A use that an application makes of a provider.
@@ -328,11 +330,24 @@ impl Tally {
     }
 }
 
-/// What the clients counted, by provider, model and outcome.
+/// What a request was about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Who was asked.
+    pub vendor: Vendor,
+    /// The model that the row is about.
+    pub model: &'static str,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The value of the attribution label.
+    pub feature: &'static str,
+}
+
+/// What the clients counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
     /// The sums.
-    pub tallies: BTreeMap<(Vendor, &'static str, Outcome), Tally>,
+    pub tallies: BTreeMap<Key, Tally>,
     /// Requests that became something else than was foreseen.
     pub surprises: Vec<String>,
 }
@@ -365,7 +380,12 @@ impl Counts {
                 foresight.model
             )),
         }
-        let key = (plan.vendor, foresight.model, foresight.outcome);
+        let key = Key {
+            vendor: plan.vendor,
+            model: foresight.model,
+            outcome: foresight.outcome,
+            feature: plan.feature,
+        };
         self.tallies.entry(key).or_default().add(&Tally {
             requests: 1,
             usage: foresight.usage.clone(),
