@@ -37,5 +37,6 @@ pub mod app;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod report;
 pub mod telemetry;

@@ -13,6 +13,7 @@
 mod admin;
 mod check;
 mod config;
+mod demo;
 mod drain;
 mod exposition;
 mod golden;
