@@ -103,6 +103,8 @@ struct World {
     faulty: bool,
     any_fault: bool,
     failed_syncs: bool,
+    /// Whether a file may end in bytes that could not be cut off.
+    uncuttable: bool,
     crash: Crash,
 }
 
@@ -126,6 +128,7 @@ impl World {
             faulty: false,
             any_fault: false,
             failed_syncs: false,
+            uncuttable: false,
             crash: Crash::Process,
         };
         world.open();
@@ -273,6 +276,7 @@ impl World {
                 );
                 self.any_fault |= self.faulty;
                 self.failed_syncs |= faults.failing_syncs;
+                self.uncuttable |= faults.no_truncate;
                 self.disk.set_faults(faults.clone());
             }
             Step::Crash(crash, operations) => {
@@ -301,6 +305,15 @@ impl World {
             stats.pending_records,
             u64::try_from(self.live.len()).unwrap()
         );
+        let disk_bytes = u64::try_from(self.disk.segment_bytes()).unwrap();
+        if self.uncuttable {
+            assert!(
+                stats.disk_bytes >= disk_bytes,
+                "never more than is known of"
+            );
+        } else {
+            assert_eq!(stats.disk_bytes, disk_bytes);
+        }
         if stats.memory_records == 0 && stats.fault.is_none() {
             // Whatever was in memory is on disk by now.
             self.on_disk.extend(&self.live);
