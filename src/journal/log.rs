@@ -818,12 +818,27 @@ impl Log {
         self.dir_dirty = true;
     }
 
-    /// The first segment with something that is not yet durable.
-    pub(super) fn next_sync(&self) -> Option<SyncJob> {
+    /// Where the log ends: the last segment and its length.
+    pub(super) fn end(&self) -> (u64, u64) {
+        let last = self.segments.back();
+        last.map_or((0, 0), |segment| (segment.number, segment.len))
+    }
+
+    /// The first segment with something before `end` that is not yet durable.
+    pub(super) fn next_sync(&self, end: (u64, u64)) -> Option<SyncJob> {
+        let (last, last_len) = end;
         let segment = self
             .segments
             .iter()
-            .find(|segment| segment.synced < segment.len)?;
+            .take_while(|segment| segment.number <= last)
+            .find(|segment| {
+                let len = if segment.number == last {
+                    segment.len.min(last_len)
+                } else {
+                    segment.len
+                };
+                segment.synced < len
+            })?;
         Some(SyncJob {
             number: segment.number,
             len: segment.len,
@@ -938,7 +953,8 @@ impl Log {
         if self.take_dir_dirty() && self.fsync.disk.sync_dir(&self.dir).is_err() {
             self.dir_sync_failed();
         }
-        while let Some(job) = self.next_sync() {
+        let end = self.end();
+        while let Some(job) = self.next_sync(end) {
             let (number, len) = (job.number, job.len);
             match self.fsync.run(&job) {
                 Ok(()) => self.synced(number, len),

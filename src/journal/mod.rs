@@ -641,15 +641,19 @@ impl Shared {
         }
     }
 
-    /// Syncs all that is not durable, without holding the log meanwhile.
+    /// Syncs all that was appended before, without holding the log meanwhile. What is appended
+    /// in the meantime may wait for the next round.
     fn sync_all(&self) -> io::Result<()> {
-        let dirty = lock(&self.log).take_dir_dirty();
+        let (end, dirty) = {
+            let mut log = lock(&self.log);
+            (log.end(), log.take_dir_dirty())
+        };
         if dirty && let Err(error) = self.disk.sync_dir(&self.dir) {
             lock(&self.log).dir_sync_failed();
             return Err(error);
         }
         loop {
-            let Some(job) = lock(&self.log).next_sync() else {
+            let Some(job) = lock(&self.log).next_sync(end) else {
                 return Ok(());
             };
             let result = self.fsync.run(&job);

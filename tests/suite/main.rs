@@ -6,6 +6,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
+    clippy::string_slice,
     reason = "a test fails by panicking"
 )]
 
@@ -17,6 +18,7 @@ mod drain;
 mod exposition;
 mod golden;
 mod journal;
+mod layering;
 mod misbehaviour;
 mod prices;
 mod providers;
@@ -25,4 +27,5 @@ mod report;
 mod rewrite;
 mod store;
 mod support;
+mod tls;
 mod wire;

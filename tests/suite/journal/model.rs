@@ -468,7 +468,7 @@ fn a_crash_at_every_operation_loses_nothing_that_was_acknowledged() {
         assert!(operations > 60, "the script touches the disk: {operations}");
         for at in 0..operations {
             for crash in [Crash::Process, Crash::Power] {
-                for seed in 0..4 {
+                for seed in 0..2 {
                     let mut steps = vec![Step::Crash(crash, at)];
                     steps.extend(script());
                     run(seed, interval, &steps);
