@@ -903,8 +903,10 @@ fn intents_that_fill_whole_segments_are_not_moved_again_and_again() {
 #[test]
 fn a_journal_of_one_segment_resumes_as_well() {
     let dir = tempfile::tempdir().unwrap();
+    // To the last byte, so that not even a header fits beside it.
+    let size = 32 + 4 * record_frame(0).len();
     let config = Config {
-        max_bytes: ByteSize::kib(4),
+        max_bytes: ByteSize::b(u64::try_from(size).unwrap()),
         ..config(dir.path())
     };
     let (journal, _) = open(&config);
