@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::TryStreamExt;
@@ -19,6 +20,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite as Db, SqliteConnection};
 use tokio::sync::OnceCell;
 
+use crate::clock;
 use crate::record::UsageRecord;
 use crate::usage::Unit;
 
@@ -110,7 +112,9 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             // The journal forgets what the store committed, so a commit must survive power loss.
             .synchronous(SqliteSynchronous::Full);
-        let writer = pool(1).connect_with(options).await.map_err(classify)?;
+        let writer = connect_patiently(options, config.busy_timeout)
+            .await
+            .map_err(classify)?;
         if config.migrate {
             migrate(&writer).await?;
         }
@@ -312,6 +316,27 @@ async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
             error => StoreError::Unusable(error.to_string()),
         })?;
     transaction.commit().await.map_err(classify)
+}
+
+/// Connects a writer. Several processes that open a new database at once get in each other's way:
+/// the switch to the write-ahead log needs the file alone, and SQLite does not wait for that as it
+/// waits for other locks.
+async fn connect_patiently(
+    options: SqliteConnectOptions,
+    patience: Duration,
+) -> Result<SqlitePool, sqlx::Error> {
+    const BUSY: &str = "5";
+    const STEP: Duration = Duration::from_millis(20);
+    let started = clock::instant();
+    loop {
+        let connected = pool(1).connect_with(options.clone()).await;
+        let is_busy = matches!(&connected, Err(sqlx::Error::Database(error))
+            if error.code().is_some_and(|code| code == BUSY));
+        if !is_busy || started.elapsed() >= patience {
+            return connected;
+        }
+        tokio::time::sleep(STEP).await;
+    }
 }
 
 fn newer_schema() -> StoreError {
