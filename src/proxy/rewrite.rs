@@ -90,6 +90,11 @@ fn splice(body: &[u8], start: usize, end: usize, replacement: &[u8]) -> Option<V
     Some([head, replacement, tail].concat())
 }
 
+/// Whether a byte is white space in JSON (RFC 8259, section 2), which the form feed is not.
+fn is_space(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
 /// How much white space behind the body's final brace is waited for. Real bodies end in a line
 /// break at most.
 const TAIL_BYTES_MAX: usize = 1024;
@@ -227,7 +232,7 @@ impl Splicer {
         let is_space = bytes
             .iter()
             .skip(usize::from(self.held.is_empty()))
-            .all(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
+            .all(is_space);
         if is_space && self.held.len() + bytes.len() <= TAIL_BYTES_MAX {
             self.held.extend_from_slice(bytes);
         } else {
@@ -364,11 +369,7 @@ impl UsageEventFilter {
                     suspicion.see(path, kind, empty);
                 }
             });
-            let is_junk = !data
-                .get(used..)
-                .unwrap_or_default()
-                .trim_ascii_start()
-                .is_empty();
+            let is_junk = !data.get(used..).unwrap_or_default().iter().all(is_space);
             let is_malformed = matches!(picker.status(), Status::Malformed | Status::TooDeep);
             suspicion.is_cleared |= is_junk || is_malformed;
         })
@@ -660,6 +661,7 @@ mod tests {
             r#"data: {"usage":{},"choices":null}"#,
             r#"data: {"choices":[],"usage":{},"choices":[1]}"#,
             r#"data: {"choices":[],"usage":{}} x"#,
+            "data: {\"choices\":[],\"usage\":{}}\u{c}",
             r#"data: {"choices":[],"usage":{},}"#,
             r#"data: {"choices":[],"usage":{}"#,
             r#"data: {"x":{"choices":[],"usage":{}}}"#,
