@@ -29,6 +29,11 @@ pub const RATIO_FREE_BYTES: u64 = 1 << 20;
 /// (section 3.1.1.1.2) recommends to support.
 pub const WINDOW_LOG_MAX: u32 = 23;
 
+/// How many members of a gzip body are decoded. Each costs microseconds to begin, so that a body
+/// of nothing but empty ones would take a second for each megabyte; block-wise compressors make
+/// one for 64 KiB of content.
+pub const MEMBERS_MAX: u64 = 4096;
+
 /// The ratio is looked at whenever so much more was decoded, which makes the verdict depend on
 /// the body and not on how it was cut.
 const CHECKPOINT_BYTES: u64 = 64 << 10;
@@ -43,8 +48,8 @@ pub enum Decoding {
     Ok,
     /// The coding is unknown, there are several layers, or the bytes are not what was declared.
     Undecodable,
-    /// A cap was reached ([`OUTPUT_BYTES_MAX`], [`RATIO_MAX`], [`WINDOW_LOG_MAX`]); the rest is
-    /// not decoded.
+    /// A cap was reached ([`OUTPUT_BYTES_MAX`], [`RATIO_MAX`], [`WINDOW_LOG_MAX`],
+    /// [`MEMBERS_MAX`]); the rest is not decoded.
     TooLarge,
 }
 
@@ -299,7 +304,9 @@ impl Gzip {
             consumed += 1;
             match self.frame(byte) {
                 Ok(next) => self.at = next,
-                Err(_) if matches!(self.at, GzipAt::Fixed(_)) && self.members > 0 => {
+                Err(Decoding::Undecodable)
+                    if matches!(self.at, GzipAt::Fixed(_)) && self.members > 0 =>
+                {
                     return Ok(None); // junk, or zeros, behind the last member
                 }
                 Err(failure) => return Err(failure),
@@ -335,6 +342,9 @@ impl Gzip {
             GzipAt::Fixed(at) => {
                 if at == 3 {
                     self.flags = byte;
+                    if self.members == MEMBERS_MAX {
+                        return Err(Decoding::TooLarge);
+                    }
                 }
                 if at < 9 {
                     GzipAt::Fixed(at + 1)
@@ -749,6 +759,30 @@ mod tests {
             assert_eq!(decode(coding, [&body[..]]), expected, "{coding}");
             assert_eq!(decode(coding, body.chunks(1)), expected, "{coding} by byte");
         }
+    }
+
+    #[test]
+    fn members_are_decoded_up_to_a_limit() {
+        let members_max = as_usize(MEMBERS_MAX);
+        for (members, expected) in [
+            (members_max - 1, Decoding::Ok),
+            (members_max, Decoding::Ok),
+            (members_max + 1, Decoding::TooLarge),
+        ] {
+            let body = gzip(b"x").repeat(members);
+            let output = b"x".repeat(members.min(members_max));
+            assert!(
+                decode("gzip", [&body[..]]) == (output.clone(), expected),
+                "{members}"
+            );
+            assert!(
+                decode("gzip", body.chunks(1)) == (output, expected),
+                "{members} by byte"
+            );
+        }
+        // Junk behind the last of them is no member.
+        let body = [&gzip(b"").repeat(members_max)[..], b"\x1f\x8b\x07junk"].concat();
+        assert_eq!(decode("gzip", [&body[..]]).1, Decoding::Ok);
     }
 
     #[test]
