@@ -7,12 +7,14 @@
 //! stay as they are, wherever they are cut. Pure: bytes in, bytes out. What is odd is left
 //! alone; none of this ever fails a request.
 
+use std::sync::LazyLock;
+
 use bytes::BufMut;
 use memchr::memchr2;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::wire::json::{Found, Kind, Path, Picker, Status, Step, Want};
+use crate::wire::json::{Found, Kind, Path, Picker, Selector, Status, Step, Want};
 use crate::wire::sse::{Decoder, Line, Piece};
 
 /// The member that asks for usage, as it follows others.
@@ -102,7 +104,7 @@ const TAIL_BYTES_MAX: usize = 1024;
 /// on as they come, except the final brace and white space behind it.
 #[derive(Debug)]
 pub struct Splicer {
-    picker: Picker,
+    picker: Picker<'static>,
     is_object: bool,
     /// Whether every `stream` member so far was `true`; `None` before the first.
     stream: Option<bool>,
@@ -124,6 +126,7 @@ enum SplicerState {
     },
 }
 
+static REQUEST: LazyLock<Selector> = LazyLock::new(|| Selector::new(REQUEST_PATHS));
 const REQUEST_PATHS: &[Path] = &[
     Path {
         steps: &[],
@@ -146,7 +149,7 @@ impl Splicer {
     /// A splicer for one body.
     pub fn new() -> Splicer {
         Splicer {
-            picker: Picker::new(REQUEST_PATHS),
+            picker: Picker::new(&REQUEST),
             is_object: false,
             stream: None,
             has_options: false,
@@ -257,7 +260,7 @@ pub const EVENT_BYTES_MAX: usize = 64 << 10;
 #[derive(Debug)]
 pub struct UsageEventFilter {
     decoder: Decoder,
-    picker: Picker,
+    picker: Picker<'static>,
     suspicion: Suspicion,
     /// Whether the event at hand is being held, because it may be one to remove.
     is_holding: bool,
@@ -277,6 +280,7 @@ struct Suspicion {
     is_cleared: bool,
 }
 
+static EVENT: LazyLock<Selector> = LazyLock::new(|| Selector::new(EVENT_PATHS));
 const EVENT_PATHS: &[Path] = &[
     Path {
         steps: &[],
@@ -308,7 +312,7 @@ impl UsageEventFilter {
     pub fn new() -> UsageEventFilter {
         UsageEventFilter {
             decoder: Decoder::new(),
-            picker: Picker::new(EVENT_PATHS),
+            picker: Picker::new(&EVENT),
             suspicion: Suspicion::default(),
             is_holding: true,
             held: Vec::new(),
