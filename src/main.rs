@@ -8,7 +8,7 @@ use taffrail::app::{self, App};
 use taffrail::cli::{self, Command, ConfigFormat};
 use taffrail::config::{self, Config, Loaded, Role, Sources};
 use taffrail::store::Store;
-use taffrail::{check, clock, report, telemetry};
+use taffrail::{check, clock, demo, report, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -72,7 +72,10 @@ async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
     };
     match cli.command {
         Command::Run(run) => serve(&load(run.role)?.config).await,
-        Command::Demo(_) => anyhow::bail!("the demo is being built"),
+        Command::Demo(options) => {
+            demo::run(options.seconds).await?;
+            Ok(cli::EXIT_OK)
+        }
         Command::Usage(usage) => print_usage(&load(None)?.config, usage).await,
         Command::Logs(logs) => print_logs(&load(None)?.config, logs).await,
         Command::Prices(cli::Prices::List(list)) => print_prices(&load(None)?.config, &list),

@@ -626,7 +626,7 @@ impl Source {
             select.push(", ");
         }
         select.push(match self.granularity {
-            None => "1, cost_usd is null",
+            None => "1, unpriced_reason is not null",
             Some(_) => "requests, unpriced_requests",
         });
         push_sum_columns(select);

@@ -6,16 +6,19 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
+    clippy::string_slice,
     reason = "a test fails by panicking"
 )]
 
 mod admin;
 mod check;
 mod config;
+mod demo;
 mod drain;
 mod exposition;
 mod golden;
 mod journal;
+mod layering;
 mod misbehaviour;
 mod prices;
 mod providers;
@@ -24,4 +27,5 @@ mod report;
 mod rewrite;
 mod store;
 mod support;
+mod tls;
 mod wire;

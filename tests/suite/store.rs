@@ -142,11 +142,9 @@ fn sums_of_rows(rows: &[LogRow]) -> Sums {
             ];
             let sum = sums.entry(key).or_default();
             sum.0 += 1;
-            match text("cost_usd") {
-                Some(cost) => {
-                    *sum.2.get_or_insert_default() += cost.parse::<Decimal>().unwrap();
-                }
-                None => sum.1 += 1,
+            sum.1 += i64::from(text("unpriced_reason").is_some());
+            if let Some(cost) = text("cost_usd") {
+                *sum.2.get_or_insert_default() += cost.parse::<Decimal>().unwrap();
             }
             for (_, column) in TOKEN_COLUMNS {
                 if let Some(tokens) = row.get(column).as_integer() {

@@ -42,11 +42,29 @@ impl Sidecar {
         config: Config,
         meter: MeterConfig,
     ) -> Sidecar {
+        let upstream = format!("http://{upstream}");
+        Sidecar::start_at(
+            &upstream,
+            provider,
+            config,
+            meter,
+            tls_config(None).unwrap(),
+        )
+    }
+
+    /// Starts in front of the upstream of that URL.
+    pub(crate) fn start_at(
+        upstream: &str,
+        provider: Arc<dyn Provider>,
+        config: Config,
+        meter: MeterConfig,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> Sidecar {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let routes = Routes::new([Route {
             name: "up".into(),
             provider,
-            upstream: Upstream::parse(&format!("http://{upstream}")).unwrap(),
+            upstream: Upstream::parse(upstream).unwrap(),
             usage_injection: true,
         }]);
         let dir = tempfile::tempdir().unwrap();
@@ -66,7 +84,7 @@ impl Sidecar {
             ledger: Ledger::new(metrics.clone(), journal.clone()),
             prices: Arc::new(PriceBook::embedded()),
             instance: Instance::default(),
-            tls: tls_config(None).unwrap(),
+            tls,
         };
         let proxy = Proxy::start(listener, parts).unwrap();
         Sidecar {
