@@ -7,12 +7,14 @@
 //! stay as they are, wherever they are cut. Pure: bytes in, bytes out. What is odd is left
 //! alone; none of this ever fails a request.
 
+use std::sync::LazyLock;
+
 use bytes::BufMut;
 use memchr::memchr2;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::wire::json::{Found, Kind, Path, Picker, Status, Step, Want};
+use crate::wire::json::{Found, Kind, Path, Picker, Selector, Status, Step, Want};
 use crate::wire::sse::{Decoder, Line, Piece};
 
 /// The member that asks for usage, as it follows others.
@@ -107,7 +109,7 @@ const TAIL_BYTES_MAX: usize = 1024;
 /// on as they come, except the final brace and white space behind it.
 #[derive(Debug)]
 pub struct Splicer {
-    picker: Picker,
+    picker: Picker<'static>,
     is_object: bool,
     /// Whether every `stream` member so far was `true`; `None` before the first.
     stream: Option<bool>,
@@ -129,6 +131,7 @@ enum SplicerState {
     },
 }
 
+static REQUEST: LazyLock<Selector> = LazyLock::new(|| Selector::new(REQUEST_PATHS));
 const REQUEST_PATHS: &[Path] = &[
     Path {
         steps: &[],
@@ -151,7 +154,7 @@ impl Splicer {
     /// A splicer for one body.
     pub fn new() -> Splicer {
         Splicer {
-            picker: Picker::new(REQUEST_PATHS),
+            picker: Picker::new(&REQUEST),
             is_object: false,
             stream: None,
             has_options: false,
@@ -262,7 +265,7 @@ pub const EVENT_BYTES_MAX: usize = 64 << 10;
 #[derive(Debug)]
 pub struct UsageEventFilter {
     decoder: Decoder,
-    picker: Picker,
+    picker: Picker<'static>,
     suspicion: Suspicion,
     /// Whether the event at hand is being held, because it may be one to remove.
     is_holding: bool,
@@ -282,6 +285,7 @@ struct Suspicion {
     is_cleared: bool,
 }
 
+static EVENT: LazyLock<Selector> = LazyLock::new(|| Selector::new(EVENT_PATHS));
 const EVENT_PATHS: &[Path] = &[
     Path {
         steps: &[],
@@ -313,7 +317,7 @@ impl UsageEventFilter {
     pub fn new() -> UsageEventFilter {
         UsageEventFilter {
             decoder: Decoder::new(),
-            picker: Picker::new(EVENT_PATHS),
+            picker: Picker::new(&EVENT),
             suspicion: Suspicion::default(),
             is_holding: true,
             held: Vec::new(),

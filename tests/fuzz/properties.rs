@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use taffrail::proxy::rewrite::{Splicer, UsageEventFilter, inject_usage};
 use taffrail::wire::inflate::{Decoding, Inflater, OUTPUT_BYTES_MAX};
 use taffrail::wire::json::{
-    Found, Kind, MAX_DEPTH, Path, Picker, Status, Step, Want, decimal_of, text_of,
+    Found, Kind, MAX_DEPTH, Path, Picker, Selector, Status, Step, Want, decimal_of, text_of,
 };
 use taffrail::wire::multipart::{FieldReader, VALUE_BYTES_MAX};
 use taffrail::wire::sse::{Decoder, NAME_BYTES_MAX, Piece};
@@ -132,9 +132,10 @@ pub(crate) const PATHS: &[Path] = &[
 
 /// The picker reports what serde_json reads, in the order that is documented, and never calls a
 /// document complete that serde_json refuses.
-pub(crate) fn picker(paths: &'static [Path], document: &[u8], seed: u64) {
+pub(crate) fn picker(paths: &[Path], document: &[u8], seed: u64) {
+    let selector = Selector::new(paths);
     let (facts, status) = agreed(document, seed, |pieces| {
-        let mut picker = Picker::new(paths);
+        let mut picker = Picker::new(&selector);
         let mut facts = Vec::new();
         let mut note = |path, found: Found<'_>| facts.push((path, Fact::of(found)));
         let mut used = 0;
@@ -622,7 +623,8 @@ fn is_usage(data: &[u8]) -> bool {
     }
     // The picker is held to serde_json by its own property; here it reads keys that serde_json
     // refuses.
-    let mut picker = Picker::new(PATHS);
+    let selector = Selector::new(PATHS);
+    let mut picker = Picker::new(&selector);
     let mut facts = [Vec::new(), Vec::new(), Vec::new()];
     picker.push(data, &mut |path, found| facts[path].push(Fact::of(found)));
     let [root, choices, usage] = facts;
