@@ -26,6 +26,7 @@ mod providers;
 mod relay;
 mod report;
 mod rewrite;
+mod sdk;
 mod store;
 mod support;
 mod tls;

@@ -3,6 +3,7 @@
 pub(crate) mod books;
 pub(crate) mod http;
 pub(crate) mod providers;
+pub(crate) mod server;
 pub(crate) mod sidecar;
 pub(crate) mod upstream;
 pub(crate) mod vendor;
