@@ -316,7 +316,8 @@ impl Open {
         record.first_byte_us = self.first_byte_us;
         record.first_token_us = self.first_token_us;
         record.http_status = self.status;
-        record.streamed = self.is_streamed;
+        // A first token is seen in events only, whatever the type that they came under.
+        record.streamed = self.is_streamed || self.first_token_us.is_some();
         record.unpriced_reason = None;
 
         let is_unread = matches!(conclusion, Conclusion::Unread);

@@ -29,7 +29,7 @@ const PRICES: [(&str, [&str; 4]); 7] = [
     ("claude-haiku-5-5", ["0.1", "0.01", "0.125", "0.5"]),
 ];
 
-fn list_price(model: &str, usage: &Usage) -> Decimal {
+pub(crate) fn list_price(model: &str, usage: &Usage) -> Decimal {
     let (_, prices) = PRICES.iter().find(|(name, _)| *name == model).unwrap();
     let price = |unit| match unit {
         Unit::Input => prices[0],

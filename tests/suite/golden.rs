@@ -78,15 +78,15 @@ impl From<Ending> for End {
 
 /// A case as it is on disk.
 pub(crate) struct Fixture {
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
     pub(crate) request: Message,
     pub(crate) response: Message,
-    end: End,
+    pub(crate) end: End,
 }
 
 /// Start line, headers and body.
 pub(crate) struct Message {
-    start: String,
+    pub(crate) start: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
 }
@@ -117,7 +117,7 @@ impl Message {
         }
     }
 
-    fn word(&self, index: usize) -> &str {
+    pub(crate) fn word(&self, index: usize) -> &str {
         self.start.split(' ').nth(index).unwrap()
     }
 }

@@ -46,6 +46,25 @@ pub(crate) async fn ask(address: SocketAddr, request: &[u8]) -> Seen {
     read_response(&mut stream, &mut Vec::new(), is_head).await
 }
 
+/// Sends `request` and leaves as soon as the head and `body_bytes` bytes of the body are there.
+pub(crate) async fn ask_and_leave(address: SocketAddr, request: &[u8], body_bytes: usize) -> Seen {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut pending = Vec::new();
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        let (seen, _) = parse(&pending, false, true).unwrap();
+        if seen.status != 0 && seen.body.len() >= body_bytes {
+            return seen;
+        }
+        let read = tokio::time::timeout(PATIENCE, stream.read(&mut chunk)).await;
+        match read.expect("nothing comes").expect("the connection broke") {
+            0 => panic!("the response ended after {} bytes", seen.body.len()),
+            read => pending.extend_from_slice(&chunk[..read]),
+        }
+    }
+}
+
 /// Reads one response; what follows it stays in `pending`.
 pub(crate) async fn read_response(
     stream: &mut TcpStream,

@@ -3,7 +3,10 @@
 
 pub(crate) mod binary;
 pub(crate) mod chat;
+pub(crate) mod books;
 pub(crate) mod http;
 pub(crate) mod providers;
+pub(crate) mod server;
 pub(crate) mod sidecar;
 pub(crate) mod upstream;
+pub(crate) mod vendor;

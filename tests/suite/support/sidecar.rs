@@ -1,4 +1,4 @@
-//! A proxy in this process, around one upstream.
+//! A proxy in this process, around one upstream or several.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,42 @@ use taffrail::proxy::{
 use taffrail::record::UsageRecord;
 use tempfile::TempDir;
 
-/// A running sidecar with one route, `/up/…`.
+/// What a sidecar is made of.
+pub(crate) struct Setup {
+    pub(crate) routes: Vec<Route>,
+    pub(crate) config: Config,
+    pub(crate) meter: MeterConfig,
+    pub(crate) attribution: AttributionConfig,
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+}
+
+impl Setup {
+    /// One thread and the defaults.
+    pub(crate) fn new(routes: Vec<Route>) -> Setup {
+        Setup {
+            routes,
+            config: Config {
+                threads: Some(1),
+                ..Config::default()
+            },
+            meter: MeterConfig::default(),
+            attribution: AttributionConfig::default(),
+            tls: tls_config(None).unwrap(),
+        }
+    }
+}
+
+/// The route `/<name>/…` to the upstream of that URL.
+pub(crate) fn route(name: &str, provider: Arc<dyn Provider>, upstream: &str) -> Route {
+    Route {
+        name: name.into(),
+        provider,
+        upstream: Upstream::parse(upstream).unwrap(),
+        usage_injection: true,
+    }
+}
+
+/// A running sidecar.
 pub(crate) struct Sidecar {
     pub(crate) address: SocketAddr,
     pub(crate) proxy: Proxy,
@@ -28,6 +63,7 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
+    /// Starts with one route, `/up/…`.
     pub(crate) fn start(upstream: SocketAddr, provider: Arc<dyn Provider>) -> Sidecar {
         let config = Config {
             threads: Some(1),
@@ -60,13 +96,16 @@ impl Sidecar {
         meter: MeterConfig,
         tls: Arc<rustls::ClientConfig>,
     ) -> Sidecar {
+        let mut setup = Setup::new(vec![route("up", provider, upstream)]);
+        setup.config = config;
+        setup.meter = meter;
+        setup.tls = tls;
+        Sidecar::start_setup(setup)
+    }
+
+    /// Starts with everything chosen.
+    pub(crate) fn start_setup(setup: Setup) -> Sidecar {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let routes = Routes::new([Route {
-            name: "up".into(),
-            provider,
-            upstream: Upstream::parse(upstream).unwrap(),
-            usage_injection: true,
-        }]);
         let dir = tempfile::tempdir().unwrap();
         let journal = journal::Config {
             dir: dir.path().to_owned(),
@@ -74,17 +113,22 @@ impl Sidecar {
         };
         let (journal, _) = Journal::open(&journal, Arc::new(LocalDisk), Arc::new(|_| {})).unwrap();
         let journal = Arc::new(journal);
-        let metrics = Arc::new(Metrics::new(&metrics::Config::default(), &[], &["up"]));
+        let names: Vec<&str> = setup.routes.iter().map(|route| &*route.name).collect();
+        let metrics = Arc::new(Metrics::new(
+            &metrics::Config::default(),
+            &setup.attribution.labels(),
+            &names,
+        ));
         let parts = ProxyParts {
-            config,
-            meter,
-            attribution: AttributionConfig::default(),
+            config: setup.config,
+            meter: setup.meter,
+            attribution: setup.attribution,
             pepper: String::new(),
-            routes,
+            routes: Routes::new(setup.routes),
             ledger: Ledger::new(metrics.clone(), journal.clone()),
             prices: Arc::new(PriceBook::embedded()),
             instance: Instance::default(),
-            tls,
+            tls: setup.tls,
         };
         let proxy = Proxy::start(listener, parts).unwrap();
         Sidecar {
@@ -114,11 +158,16 @@ impl Sidecar {
 
     /// The value of a sample, by its name and labels as they stand in the text exposition.
     pub(crate) fn sample(&self, series: &str) -> Option<f64> {
+        self.exposition()
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+    }
+
+    /// The text exposition.
+    pub(crate) fn exposition(&self) -> String {
         let text = self
             .metrics
             .encode(Format::Text, tokio::time::Instant::now());
-        let text = String::from_utf8(text).unwrap();
-        text.lines()
-            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+        String::from_utf8(text).unwrap()
     }
 }

@@ -1,0 +1,568 @@
+//! The vendors' own SDKs, unmodified, through the real binary: what they report is what the rows
+//! say, and they cannot tell that anything is in between.
+//!
+//! The scripts are in `tests/sdk`; `scripts/test-setup.sh` makes their environment.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use rust_decimal::Decimal;
+use serde_json::{Value, json};
+use taffrail::demo::lookalike::{Case, LookAlike, Vendor as Likeness, foresee};
+use taffrail::money::Usd;
+use taffrail::provider::End;
+use taffrail::usage::{Unit, Usage};
+use tokio::process::Command;
+
+use crate::demo::list_price;
+use crate::golden::{Fixture, fixtures};
+use crate::support::books::{TOKENS, assert_counters_agree, samples};
+use crate::support::server::Server;
+use crate::support::vendor::{Asked, Finish, Framing, Reply, Vendor};
+
+/// What no one must find again: the keys and a word of the prompts.
+const SECRETS: [&str; 5] = [
+    "sk-openai-secret-key",
+    "sk-ant-secret-key",
+    "sk-or-secret-key",
+    "azure-secret-key",
+    "Xyzzyprompt",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The interpreter that has the SDKs; without it a test is skipped, or fails in CI.
+fn python() -> Option<PathBuf> {
+    let python = root().join("target/sdk-venv/bin/python");
+    if python.exists() {
+        return Some(python);
+    }
+    let is_ci = std::env::var("CI").as_deref() == Ok("1");
+    assert!(!is_ci, "no SDKs: run scripts/test-setup.sh");
+    eprintln!("SKIP: no SDKs: run scripts/test-setup.sh");
+    None
+}
+
+/// Runs a script against `base` and returns what it reported, by call.
+async fn run(python: &Path, script: &str, base: &str, feature: &str) -> BTreeMap<String, Value> {
+    let child = Command::new(python)
+        .arg(root().join("tests/sdk").join(script))
+        .env_clear()
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("PROXY", base)
+        .env("FEATURE", feature)
+        .env("OPENAI_BASE_URL", format!("{base}/openai/v1"))
+        .env("OPENAI_API_KEY", SECRETS[0])
+        .env("ANTHROPIC_BASE_URL", format!("{base}/anthropic"))
+        .env("ANTHROPIC_API_KEY", SECRETS[1])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    let errors = String::from_utf8_lossy(&child.stderr).into_owned();
+    assert!(child.status.success(), "{script}: {errors}");
+    let lines = String::from_utf8(child.stdout).unwrap();
+    let mut calls = BTreeMap::new();
+    for line in lines.lines() {
+        let mut facts: Value = serde_json::from_str(line).unwrap();
+        let call = facts["call"].take().as_str().unwrap().to_owned();
+        facts.as_object_mut().unwrap().remove("call");
+        assert!(calls.insert(call.clone(), facts).is_none(), "{call} twice");
+    }
+    let versions = calls.remove("versions").unwrap();
+    eprintln!("{script}: {} calls with {versions}", calls.len());
+    calls
+}
+
+/// The rows by the feature that they are labelled with.
+fn by_feature(rows: &[Value]) -> HashMap<&str, Vec<&Value>> {
+    let mut map: HashMap<&str, Vec<&Value>> = HashMap::new();
+    for row in rows {
+        let feature = row["attribution"]["feature"].as_str().unwrap();
+        map.entry(feature).or_default().push(row);
+    }
+    map
+}
+
+/// Holds everything that is left behind to be free of secrets, and the rows to be all there are.
+async fn finish(server: Server, rows: &[Value]) {
+    let (last, left) = server.stop().await;
+    assert_eq!(last.len(), rows.len());
+    assert!(
+        left.len() > 2,
+        "only {:?}",
+        left.iter().map(|(name, _)| name)
+    );
+    for (name, bytes) in left {
+        for secret in SECRETS {
+            let found = memchr::memmem::find(&bytes, secret.as_bytes());
+            assert!(found.is_none(), "{secret} in {name}");
+        }
+    }
+}
+
+/// The quantities of a row that are not zero.
+fn usage_of(row: &Value) -> Usage {
+    let mut usage = Usage::new();
+    for unit in Unit::ALL.iter().filter(|unit| unit.is_token()) {
+        if let Some(tokens) = row[format!("{unit}_tokens")]
+            .as_u64()
+            .filter(|tokens| *tokens > 0)
+        {
+            usage.set(*unit, tokens);
+        }
+    }
+    usage
+}
+
+/// The usage that an SDK reported, in disjoint quantities that are not zero, by the vendors'
+/// documentation: OpenAI's details are inside the totals, Anthropic's cache is beside the input.
+fn usage_reported(usage: &Value) -> Usage {
+    let count = |pointer: &str| usage.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let first = |pointers: [&str; 2]| pointers.map(count).into_iter().max().unwrap();
+    let input = first(["/prompt_tokens", "/input_tokens"]);
+    let output = first(["/completion_tokens", "/output_tokens"]);
+    let detail = |kind: &str, name: &str| {
+        let [chat, other] = match kind {
+            "input" => ["prompt", "input"],
+            _ => ["completion", "output"],
+        };
+        first([
+            &format!("/{chat}_tokens_details/{name}"),
+            &format!("/{other}_tokens_details/{name}"),
+        ])
+    };
+    let is_anthropic = usage.get("cache_read_input_tokens").is_some();
+    let quantities = if is_anthropic {
+        let thinking = detail("output", "thinking_tokens");
+        let long = count("/cache_creation/ephemeral_1h_input_tokens");
+        vec![
+            (Unit::Input, input),
+            (Unit::CacheRead, count("/cache_read_input_tokens")),
+            (Unit::CacheWrite1h, long),
+            (
+                Unit::CacheWrite5m,
+                count("/cache_creation_input_tokens") - long,
+            ),
+            (Unit::Output, output - thinking),
+            (Unit::Reasoning, thinking),
+        ]
+    } else {
+        let (read, write) = (
+            detail("input", "cached_tokens"),
+            detail("input", "cache_write_tokens"),
+        );
+        let reasoning = detail("output", "reasoning_tokens");
+        vec![
+            (Unit::Input, input - read - write),
+            (Unit::CacheRead, read),
+            (Unit::CacheWrite, write),
+            (Unit::Output, output - reasoning),
+            (Unit::Reasoning, reasoning),
+        ]
+    };
+    let mut known = Usage::new();
+    for (unit, quantity) in quantities
+        .into_iter()
+        .filter(|(_, quantity)| *quantity != 0)
+    {
+        known.set(unit, quantity);
+    }
+    known
+}
+
+/// The cost that OpenRouter stated to the SDK, to all parties.
+fn cost_reported(usage: &Value) -> Option<Decimal> {
+    let dollars = |value: &Value| Usd::from_json_number(&value.to_string()).unwrap().dollars();
+    let charged = dollars(usage.get("cost")?);
+    Some(match usage["is_byok"].as_bool() {
+        Some(true) => charged + dollars(&usage["cost_details"]["upstream_inference_cost"]),
+        _ => charged,
+    })
+}
+
+fn cost_of(row: &Value) -> Option<Decimal> {
+    row["cost_usd"].as_str().map(|cost| cost.parse().unwrap())
+}
+
+/// What the look-alikes will say of a chat stream that states no usage to its client.
+fn foreseen(prompt: &str) -> Usage {
+    let body = json!({
+        "model": "gpt-6-luna",
+        "messages": [{ "role": "user", "content": prompt }],
+        "stream": true,
+        "stream_options": { "include_usage": true },
+    });
+    let path = "/v1/chat/completions";
+    let body = body.to_string();
+    foresee(Likeness::OpenAi, path, body.as_bytes(), Case::Good, false)
+        .unwrap()
+        .usage
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sdks_get_what_they_ask_for_and_the_rows_say_what_they_were_told() {
+    let Some(python) = python() else { return };
+    let mut config = "[attribution]\nstatic = { team = \"search\" }\n\
+                      headers = { feature = \"x-taffrail-feature\" }\n"
+        .to_owned();
+    let mut lookalikes = Vec::new();
+    for vendor in Likeness::ALL {
+        let lookalike = LookAlike::start(vendor).await.unwrap();
+        let (name, upstream) = (vendor.name(), lookalike.upstream());
+        config += &format!("[providers.{name}]\nupstream = \"{upstream}\"\n");
+        lookalikes.push(lookalike);
+    }
+    let server = Server::start(&config).await;
+    let base = format!("http://{}", server.proxy);
+    let calls = run(&python, "vendors.py", &base, "x-taffrail-feature").await;
+
+    // One call was tried a second time.
+    let rows = server.rows(calls.len() + 1).await;
+    assert_eq!(rows.len(), calls.len() + 1);
+    let of_feature = by_feature(&rows);
+    for (call, facts) in &calls {
+        let rows = &of_feature[call.as_str()];
+        for row in rows {
+            assert_eq!(
+                row["attribution"],
+                json!({ "team": "search", "feature": call })
+            );
+            assert_eq!(
+                row["key_fingerprint"].as_str().map(str::len),
+                Some(16),
+                "{call}"
+            );
+        }
+        check_call(call, facts, rows, &calls);
+    }
+    assert_eq!(of_feature.len(), calls.len());
+
+    let exposition = server.metrics().await;
+    assert_counters_agree(&exposition, &rows, &["team", "feature"]);
+    let stage = |stage: &str| {
+        samples(&exposition, "taffrail_records_total")
+            .iter()
+            .filter(|(labels, _)| labels["stage"] == stage)
+            .map(|(_, value)| *value)
+            .sum::<Decimal>()
+    };
+    let stages = [
+        "completed",
+        "journaled",
+        "stored",
+        "dropped",
+        "dead_lettered",
+    ]
+    .map(stage);
+    let all = Decimal::from(rows.len());
+    assert_eq!(stages, [all, all, all, Decimal::ZERO, Decimal::ZERO]);
+    let streams: usize = rows
+        .iter()
+        .filter(|row| row["streamed"] == true && !row["first_token_us"].is_null())
+        .count();
+    let observed = samples(&exposition, "taffrail_time_to_first_token_seconds_count");
+    let observed: Decimal = observed.iter().map(|(_, value)| value).sum();
+    assert_eq!(observed, streams.into());
+    let in_flight = samples(&exposition, "taffrail_requests_in_flight");
+    assert!(
+        in_flight.iter().all(|(_, value)| value.is_zero()),
+        "{in_flight:?}"
+    );
+    finish(server, &rows).await;
+}
+
+/// Holds the rows of one call to what its SDK reported.
+fn check_call(call: &str, facts: &Value, rows: &[&Value], calls: &BTreeMap<String, Value>) {
+    let shown = || format!("{call}: {facts:#}\n{:#}", json!(rows));
+    let row = rows[0];
+    let outcome = row["outcome"].as_str().unwrap();
+    let trouble = [
+        "rate-limited",
+        "quota-exhausted",
+        "overloaded",
+        "error-in-stream",
+        "truncated",
+    ]
+    .into_iter()
+    .find(|trouble| call.ends_with(trouble));
+    let count = if call == "openai-rate-limited" { 2 } else { 1 };
+    assert_eq!(rows.len(), count, "{}", shown());
+
+    if let Some(trouble) = trouble {
+        let error = facts["error"].as_str().unwrap();
+        let status = facts["status"].as_i64();
+        let (classes, expected): (&[&str], _) = match trouble {
+            "rate-limited" => (&["RateLimitError"], "rate_limited"),
+            // OpenAI's is a 429, Anthropic's a 400, OpenRouter's a 402.
+            "quota-exhausted" => (
+                &["RateLimitError", "BadRequestError", "APIStatusError"],
+                "quota_exhausted",
+            ),
+            "overloaded" => (
+                &["InternalServerError", "OverloadedError"],
+                "upstream_error",
+            ),
+            "error-in-stream" => (
+                &["APIError", "APIStatusError", "OverloadedError"],
+                "upstream_error",
+            ),
+            _ => (
+                &["RemoteProtocolError", "APIConnectionError", "APIError"],
+                "upstream_truncated",
+            ),
+        };
+        assert!(classes.contains(&error), "{}", shown());
+        for row in rows {
+            assert_eq!(row["outcome"], expected, "{}", shown());
+            if let Some(status) = status {
+                assert_eq!(row["http_status"], status, "{}", shown());
+            }
+        }
+        return;
+    }
+    if call.ends_with("closed") {
+        assert_eq!(outcome, "client_cancelled", "{}", shown());
+        assert_eq!(row["fidelity"], "partial", "{}", shown());
+        assert!(!row["first_token_us"].is_null(), "{}", shown());
+        // Anthropic says at the start what the input was, so there is something to pay.
+        let is_anthropic = row["provider"] == "anthropic";
+        assert_eq!(cost_of(row).is_some(), is_anthropic, "{}", shown());
+        if is_anthropic {
+            assert_eq!(
+                usage_of(row),
+                usage_reported(&facts["usage"]),
+                "{}",
+                shown()
+            );
+            assert_eq!(row["cost_source"], "estimated", "{}", shown());
+        }
+        return;
+    }
+
+    assert_eq!(facts.get("error"), None, "{}", shown());
+    assert_eq!(outcome, "ok", "{}", shown());
+    assert_eq!(row["model_served"], facts["model"], "{}", shown());
+    if row["provider"] == "openrouter" {
+        assert_eq!(row["provider_request_id"], facts["id"], "{}", shown());
+    } else {
+        assert_eq!(
+            row["provider_request_id"],
+            facts["request_id"],
+            "{}",
+            shown()
+        );
+    }
+    let is_stream = facts.get("events").is_some() || call.ends_with("helper");
+    assert_eq!(row["streamed"], is_stream, "{}", shown());
+    assert_eq!(!row["first_token_us"].is_null(), is_stream, "{}", shown());
+    if call == "chat-stream-refused" {
+        assert!(facts["usage"].is_null(), "{}", shown());
+        assert_eq!(row["fidelity"], "silent", "{}", shown());
+        assert_eq!(usage_of(row), Usage::new(), "{}", shown());
+        assert_eq!(row["unpriced_reason"], "usage_missing", "{}", shown());
+        return;
+    }
+    assert_eq!(row["fidelity"], "complete", "{}", shown());
+    let expected = if !facts["usage"].is_null() {
+        usage_reported(&facts["usage"])
+    } else if let Some(index) = call.strip_prefix("async-chat-") {
+        let again = "and again ".repeat(index.parse().unwrap());
+        foreseen(&format!("Where is the log streamed? Xyzzyprompt {again}"))
+    } else {
+        // The same question, asked in a way that states the usage to the client.
+        usage_reported(&calls[&format!("{call}-usage")]["usage"])
+    };
+    assert_eq!(usage_of(row), expected, "{}", shown());
+    // Nobody is shown an event that was not asked for.
+    let asked_for = u64::from(call.ends_with("-usage"));
+    if row["operation"] == "chat" && row["provider"] == "openai" && is_stream {
+        assert_eq!(facts["without_choices"], asked_for, "{}", shown());
+    }
+    let cost = match cost_reported(&facts["usage"]) {
+        Some(stated) => stated,
+        None => list_price(facts["model"].as_str().unwrap(), &usage_of(row)),
+    };
+    assert_eq!(
+        cost_of(row).map(|cost| cost.normalize()),
+        Some(cost.normalize()),
+        "{}",
+        shown()
+    );
+    let source = if row["provider"] == "openrouter" {
+        "provider"
+    } else {
+        "catalog"
+    };
+    assert_eq!(row["cost_source"], source, "{}", shown());
+}
+
+/// Tells the upstream which fixture to answer with, and labels the row.
+const CASE: &str = "x-case";
+
+/// The fixture that a call is answered with, at this attempt.
+fn fixture_of<'a>(call: &'a str, attempt: &str) -> &'a str {
+    match call.split_once(" then ") {
+        Some((first, _)) if attempt == "0" => first,
+        Some((_, then)) => then,
+        None => call.split(' ').next().unwrap(),
+    }
+}
+
+fn reply(fixture: &Fixture, asked: &Asked) -> Reply {
+    let message = &fixture.response;
+    let mut headers: Vec<(String, String)> = message
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+        .collect();
+    // So that the SDK does not wait for long before it tries again.
+    headers.push(("retry-after-ms".to_owned(), "1".to_owned()));
+    let content_type = message.headers.get("content-type");
+    let is_stream = content_type.is_some_and(|value| value == "text/event-stream");
+    let mut body = message.body.clone();
+    let wants_usage = asked.json()["stream_options"]["include_usage"] == true;
+    if asked.header(CASE).unwrap().ends_with("without usage") && !wants_usage {
+        let text = String::from_utf8(body).unwrap();
+        let events = text
+            .split_inclusive("\n\n")
+            .filter(|event| !event.contains(r#""usage":{"#));
+        body = events.collect::<String>().into_bytes();
+    }
+    Reply {
+        status: message.start.strip_prefix("HTTP/1.1 ").unwrap().to_owned(),
+        headers,
+        body,
+        framing: if is_stream {
+            Framing::Chunked
+        } else {
+            Framing::Length
+        },
+        finish: match fixture.end {
+            End::Truncated => Finish::CutOff,
+            _ => Finish::Complete,
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sdks_report_through_the_proxy_what_they_report_without_it() {
+    let Some(python) = python() else { return };
+    let names = ["openai", "azure", "anthropic", "openrouter"];
+    let all: HashMap<String, Fixture> = names
+        .into_iter()
+        .flat_map(|folder| {
+            let named = move |fixture: Fixture| (format!("{folder}/{}", fixture.name()), fixture);
+            fixtures(folder).into_iter().map(named)
+        })
+        .collect();
+    let expectation = |name: &str| -> Value {
+        let path = all[name].folder.join("expect.json");
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    let expected: HashMap<String, Value> = all
+        .keys()
+        .map(|name| (name.clone(), expectation(name)))
+        .collect();
+    let upstream = Vendor::start(move |asked| {
+        let call = asked.header(CASE).unwrap_or_default();
+        let attempt = asked.header("x-stainless-retry-count").unwrap_or("0");
+        match all.get(fixture_of(call, attempt)) {
+            Some(fixture) => reply(fixture, asked),
+            None => panic!("no fixture {call:?}"),
+        }
+    })
+    .await;
+
+    let mut config = format!(
+        "[attribution]\nheaders = {{ feature = \"{CASE}\" }}\n[meter]\ncontrol_rows = true\n"
+    );
+    for name in names {
+        config += &format!("[providers.{name}]\nupstream = \"{}\"\n", upstream.url());
+    }
+    let server = Server::start(&config).await;
+    let base = format!("http://{}", server.proxy);
+    let direct = upstream.url();
+    let (calls, direct) = tokio::join!(
+        run(&python, "fixtures.py", &base, CASE),
+        run(&python, "fixtures.py", &direct, CASE),
+    );
+    assert_eq!(
+        calls.keys().collect::<Vec<_>>(),
+        direct.keys().collect::<Vec<_>>()
+    );
+    for (call, facts) in &calls {
+        assert_eq!(facts, &direct[call], "{call}");
+    }
+
+    // One call was tried a second time, and one a third.
+    let rows = server.rows(calls.len() + 3).await;
+    assert_eq!(rows.len(), calls.len() + 3);
+    let of_feature = by_feature(&rows);
+    assert_eq!(of_feature.len(), calls.len());
+    for call in calls.keys() {
+        let mut rows = of_feature[call.as_str()].clone();
+        rows.sort_by_key(|row| row["started_at"].as_str());
+        for (attempt, row) in rows.iter().enumerate() {
+            let expected = &expected[fixture_of(call, &attempt.to_string())];
+            check_row(call, row, expected);
+        }
+    }
+    assert_counters_agree(&server.metrics().await, &rows, &["feature"]);
+    finish(server, &rows).await;
+}
+
+/// Holds a row to the `expect.json` of the fixture that answered.
+fn check_row(call: &str, row: &Value, expected: &Value) {
+    let report = &expected["report"];
+    for key in [
+        "model_served",
+        "upstream_provider",
+        "service_tier",
+        "provider_request_id",
+        "outcome",
+        "error_code",
+        "error_message",
+        "finish_reason",
+        "fidelity",
+    ] {
+        assert_eq!(row[key], report[key], "{call}: {key}");
+    }
+    assert_eq!(row["operation"], expected["call"]["operation"], "{call}");
+    assert_eq!(row["route"], expected["call"]["route"], "{call}");
+    assert!(row["key_fingerprint"].is_string(), "{call}");
+    let has_first_token = !expected["first_token_at_the_end_of"].is_null();
+    assert_eq!(!row["first_token_us"].is_null(), has_first_token, "{call}");
+    // Twice the same object, through two texts.
+    let raw = report["raw_usage"]
+        .as_str()
+        .map_or(Value::Null, |raw| serde_json::from_str(raw).unwrap());
+    assert_eq!(row["raw_usage"], raw, "{call}");
+
+    let mut sums: BTreeMap<String, Decimal> = BTreeMap::new();
+    for part in report["parts"].as_array().unwrap() {
+        for (unit, quantity) in part["usage"].as_object().unwrap() {
+            let quantity: Decimal = quantity.as_str().unwrap().parse().unwrap();
+            *sums.entry(unit.clone()).or_default() += quantity;
+        }
+    }
+    let mut actual: BTreeMap<String, Decimal> = BTreeMap::new();
+    for (column, _) in TOKENS {
+        if let Some(tokens) = row[column].as_i64() {
+            let unit = column.strip_suffix("_tokens").unwrap();
+            actual.insert(unit.to_owned(), tokens.into());
+        }
+    }
+    for (unit, quantity) in row["units"].as_object().into_iter().flatten() {
+        actual.insert(unit.clone(), quantity.as_str().unwrap().parse().unwrap());
+    }
+    assert_eq!(actual, sums, "{call}");
+    if let Some(stated) = report.get("stated_cost") {
+        assert_eq!(row["cost_usd"], stated["total"], "{call}");
+        assert_eq!(row["cost_source"], "provider", "{call}");
+    }
+}
