@@ -2,8 +2,8 @@
 //! binary.
 
 pub(crate) mod binary;
-pub(crate) mod chat;
 pub(crate) mod books;
+pub(crate) mod chat;
 pub(crate) mod http;
 pub(crate) mod providers;
 pub(crate) mod server;
