@@ -22,7 +22,7 @@ use crate::ledger::Ledger;
 use crate::metrics::{JournalReading, Metrics, Reason, Stage, process};
 use crate::price::PriceBook;
 use crate::provider;
-use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, tls_config};
+use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
 use crate::store::Store;
 use crate::store::drain::{Drain, Event, Shipped};
 
@@ -67,6 +67,9 @@ impl App {
         };
         let admin_listener = bind(config.admin.listen, "admin.listen")?;
         let admin_address = admin_listener.local_addr()?;
+        if proxy_listener.is_some() {
+            provide_descriptors(config.proxy.connections_max);
+        }
         let tls = tls_config(config.proxy.upstream_ca_file.as_deref())
             .context("cannot use proxy.upstream_ca_file")?;
 
@@ -194,6 +197,20 @@ fn bind(address: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener>
         ),
         _ => anyhow!("cannot listen on {address} ({key}): {error}"),
     })
+}
+
+/// Sees to it that as many connections as are accepted can be served; says so if they cannot.
+fn provide_descriptors(connections_max: u32) {
+    match descriptors::provide(connections_max) {
+        Ok(provided) if provided.suffice() => {}
+        Ok(provided) => tracing::warn!(
+            allowed = provided.allowed,
+            needed = provided.needed,
+            "the system allows fewer open files than proxy.connections_max can need; raise its \
+             limit (ulimit -n) or lower the key"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
 }
 
 /// The routes: built-in providers that have an upstream, and the declared ones.

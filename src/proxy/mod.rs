@@ -6,6 +6,7 @@
 //! Nothing here decides about traffic, and nothing here waits for a store.
 
 mod body;
+pub mod descriptors;
 mod headers;
 mod identity;
 mod refusal;
