@@ -125,11 +125,12 @@ impl Sqlite {
             sqlx::query_scalar("select max(version) from _sqlx_migrations where success")
                 .fetch_one(&self.readers)
                 .await;
-        let version = match version.map_err(classify) {
+        let version = match version {
             Ok(version) => version,
-            // Another program's file, or a file whose first migration has not been committed.
-            Err(StoreError::Unusable(_)) => None,
-            Err(error) => return Err(error),
+            // There is no such table: another program's file, or one whose first migration has
+            // not been committed. A damaged file is neither.
+            Err(error) if primary_code(&error) == Some(ERROR) => None,
+            Err(error) => return Err(classify(error)),
         };
         if version < needed {
             return Err(StoreError::Unusable(format!(
@@ -320,10 +321,17 @@ fn newer_schema() -> StoreError {
     )
 }
 
-/// What the caller does about an error of SQLite. The low byte of its extended code is the
-/// primary one.
+/// SQLite's code of a statement that does not fit the schema.
+const ERROR: i32 = 1;
+
+/// The primary code of an error of SQLite, which is the low byte of its extended one.
+fn primary_code(error: &sqlx::Error) -> Option<i32> {
+    let code = error.as_database_error()?.code()?;
+    Some(code.parse::<i32>().ok()? & 0xff)
+}
+
+/// What the caller does about an error of SQLite.
 fn classify(error: sqlx::Error) -> StoreError {
-    const ERROR: i32 = 1;
     const CORRUPT: i32 = 11;
     const SCHEMA: i32 = 17;
     const TOOBIG: i32 = 18;
@@ -333,18 +341,13 @@ fn classify(error: sqlx::Error) -> StoreError {
     const NOTADB: i32 = 26;
 
     match &error {
-        sqlx::Error::Database(database) => {
-            let code = database.code().and_then(|code| code.parse::<i32>().ok());
-            match code.map(|code| code & 0xff) {
-                Some(TOOBIG | CONSTRAINT | MISMATCH | RANGE) => {
-                    StoreError::Rejected(database.to_string())
-                }
-                Some(ERROR | CORRUPT | SCHEMA | NOTADB) => {
-                    StoreError::Unusable(database.to_string())
-                }
-                _ => StoreError::Unavailable(error),
+        sqlx::Error::Database(database) => match primary_code(&error) {
+            Some(TOOBIG | CONSTRAINT | MISMATCH | RANGE) => {
+                StoreError::Rejected(database.to_string())
             }
-        }
+            Some(ERROR | CORRUPT | SCHEMA | NOTADB) => StoreError::Unusable(database.to_string()),
+            _ => StoreError::Unavailable(error),
+        },
         sqlx::Error::Decode(_)
         | sqlx::Error::ColumnDecode { .. }
         | sqlx::Error::ColumnIndexOutOfBounds { .. }
