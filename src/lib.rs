@@ -33,10 +33,12 @@ pub mod proxy;
 
 // 8. The rim.
 pub mod admin;
-pub mod app;
 pub mod check;
 pub mod cli;
 pub mod config;
-pub mod demo;
 pub mod report;
 pub mod telemetry;
+
+// The wiring.
+pub mod app;
+pub mod demo;

@@ -2,7 +2,8 @@
 -- rows, so that they always equal the sum over the rows. They outlive the rows.
 --
 -- A quantity is null where no row of the bucket knew it; the others are sums of what was known.
--- `cost_usd` is the sum of the known costs, and `unpriced_requests` says how many had none.
+-- `cost_usd` is the sum of the known costs, and `unpriced_requests` counts the rows with
+-- an `unpriced_reason`.
 create table api_usage_aggregates (
     granularity            text    not null check (granularity in ('hour', 'day')),
     bucket_start           text    not null,

@@ -12,8 +12,10 @@ pub mod lookalike;
 pub mod traffic;
 pub mod view;
 
+use std::fs::Permissions;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -161,6 +163,7 @@ impl Demo {
     pub async fn start(ports: Ports) -> anyhow::Result<Demo> {
         let folder = tempfile::Builder::new()
             .prefix("taffrail-demo-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .context("cannot make a temporary folder")?;
         let mut lookalikes = Vec::new();

@@ -25,6 +25,10 @@ use crate::record::Intent;
 /// what a caller that never closes them can make us hold.
 const OPEN_INTENTS_MAX: usize = 65_536;
 
+/// The part of `max_bytes` that is left to records: a sixteenth. Without an intent a request is
+/// only missing if the process dies in it, without a record it is missing for certain.
+const INTENTS_SPARE: u64 = 16;
+
 /// How many bytes of appended, not yet synced frames are held, so that they can be written again
 /// if `fsync` fails. 200 ms of 20 MB/s; beyond it the oldest are let go, and a failing `fsync`
 /// leaves those to what the file still has.
@@ -154,6 +158,7 @@ struct Counters {
     dropped: Vec<(Reason, u64)>,
     committed: u64,
     quarantined_frames: u64,
+    unreadable_records: u64,
     quarantined_segments: u64,
     fsyncs: u64,
     fsync_errors: u64,
@@ -463,6 +468,9 @@ impl Log {
         if self.open.len() >= OPEN_INTENTS_MAX {
             return Err(Reason::TooManyIntents);
         }
+        if self.room() < self.limits.max_bytes / INTENTS_SPARE {
+            return Err(Reason::JournalFull);
+        }
         let segment = Some(self.write(std::slice::from_ref(&frame), false)?);
         self.open.insert(frame.id, Open { frame, segment });
         Ok(())
@@ -607,7 +615,8 @@ impl Log {
         if let Some(segment) = self.segments.back() {
             let full = segment.len.saturating_add(len) > self.limits.segment_bytes
                 && segment.len > HEADER_LEN;
-            // The records of a segment are numbered without gaps.
+            // The records of a segment are numbered without gaps, but some may have been
+            // committed straight from memory since its last one.
             let gap = !segment.starts.is_empty() && segment.end() != self.memory_seq();
             if full || gap {
                 self.active = None;
@@ -683,6 +692,8 @@ impl Log {
         if !std::mem::replace(&mut self.warned_full, true) {
             tracing::warn!(bytes = self.disk_bytes, dir = %self.dir.display(), "journal has reached its limit; records are held in memory");
         }
+        // Sealed, or it could never be deleted and nothing would make room.
+        self.active = None;
         self.fault = Some(Reason::JournalFull);
         Reason::JournalFull
     }
@@ -1018,6 +1029,7 @@ impl Log {
     pub(super) fn unreadable(&mut self, seq: u64, number: Option<u64>) {
         if self.unreadable.insert(seq) {
             self.counters.quarantined_frames += 1;
+            self.counters.unreadable_records += 1;
             self.damage(number);
             tracing::error!(?number, dir = %self.dir.display(), "journal record is unreadable; its file will be kept aside");
         }
@@ -1213,6 +1225,7 @@ impl Log {
             dropped_total: counters.dropped.clone(),
             committed_total: counters.committed,
             quarantined_frames_total: counters.quarantined_frames,
+            unreadable_records_total: counters.unreadable_records,
             quarantined_segments_total: counters.quarantined_segments,
             fsyncs_total: counters.fsyncs,
             fsync_errors_total: counters.fsync_errors,
@@ -1270,3 +1283,114 @@ pub(super) fn wide(bytes: usize) -> u64 {
 }
 
 const _: () = assert!(HEADER_BYTES == 32, "HEADER_LEN says so too");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::disk::LocalDisk;
+
+    fn frame(kind: Kind, n: u128, bytes: usize) -> Framed {
+        let id = Uuid::from_u128(n);
+        let body = "x".repeat(bytes);
+        Framed::new(kind, id, segment::encode(kind, id, &body).unwrap())
+    }
+
+    fn log(dir: &Path) -> Log {
+        let fsync = Fsync {
+            disk: Arc::new(LocalDisk),
+            observe: Arc::new(|_| {}),
+        };
+        let limits = Limits {
+            max_bytes: 64 << 20,
+            segment_bytes: 8 << 20,
+            memory_bytes: 16 << 20,
+            sync_always: false,
+            hold_unsynced: true,
+        };
+        Log::open(fsync, dir.to_owned(), limits).unwrap().0
+    }
+
+    /// The sequence numbers before which the next batches end, until nothing is pending.
+    fn drained(log: &mut Log) -> Vec<u64> {
+        let mut ends = Vec::new();
+        loop {
+            let (records, upto) = match log.plan(1, 1 << 20) {
+                Plan::Nothing => return ends,
+                Plan::Disk { starts, upto, .. } => (starts.len(), upto),
+                Plan::Memory { frames, upto } => (frames.len(), upto),
+            };
+            assert_eq!(records, 1);
+            assert_eq!(log.commit(upto), 1);
+            ends.push(upto);
+        }
+    }
+
+    #[test]
+    fn records_committed_from_memory_between_two_steps_leave_no_gap_in_a_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path());
+        log.fault = Some(Reason::DiskError);
+        for n in 0..20 {
+            let frame = frame(Kind::Record, n, 64 << 10);
+            assert_eq!(log.record(frame), Ok(Placement::Memory));
+        }
+        assert_eq!(log.resume_step(), Step::More, "256 KiB at a time");
+        let moved = 20 - u64::try_from(log.memory.len()).unwrap();
+        assert!((1..6).contains(&moved));
+        // What was moved, and two more straight from memory.
+        assert_eq!(log.commit(moved + 2), moved + 2);
+        while log.resume_step() == Step::More {}
+        assert_eq!(log.fault, None);
+        assert_eq!(drained(&mut log), (moved + 3..=20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn held_frames_are_bounded_and_those_let_go_stay_where_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path());
+        for n in 0..100 {
+            let frame = frame(Kind::Record, n, 100 << 10);
+            assert_eq!(log.record(frame), Ok(Placement::Disk));
+            assert!(log.held_bytes <= HELD_BYTES_MAX);
+        }
+        let held = log.held.len();
+        assert!((30..50).contains(&held));
+        let segment = log.held.front().unwrap().segment;
+        log.sync_failed(segment, &io::Error::other("ill"));
+        assert_eq!(log.memory.len(), held);
+        while log.resume_step() == Step::More {}
+        assert_eq!(log.memory.len(), 0);
+        assert_eq!(drained(&mut log), (1..=100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn intents_leave_the_last_room_to_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path());
+        log.limits.max_bytes = 16_000;
+        let taken = (0..1_000)
+            .take_while(|&n| log.intent(frame(Kind::Intent, n, 66)).is_ok())
+            .count();
+        // 93 bytes each, as long as a sixteenth is free.
+        assert_eq!(taken, (16_000 - 32 - 1_000) / 93 + 1);
+        assert_eq!(log.fault, None);
+        assert_eq!(log.record(frame(Kind::Record, 0, 100)), Ok(Placement::Disk));
+    }
+
+    #[test]
+    fn open_intents_are_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path());
+        for n in 0..OPEN_INTENTS_MAX {
+            let n = u128::try_from(n).unwrap();
+            let frame = Framed::abandoned(Uuid::from_u128(n));
+            let segment = None;
+            log.open.insert(frame.id, Open { frame, segment });
+        }
+        let refused = log.intent(frame(Kind::Intent, 1 << 70, 1));
+        assert_eq!(refused, Err(Reason::TooManyIntents));
+        log.abandon(Uuid::from_u128(3));
+        log.open.remove(&Uuid::from_u128(3));
+        assert_eq!(log.intent(frame(Kind::Intent, 1 << 70, 1)), Ok(()));
+    }
+}

@@ -21,9 +21,10 @@ pub mod disk;
 mod log;
 pub mod segment;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -327,6 +328,9 @@ pub struct Stats {
     pub committed_total: u64,
     /// Stretches of damage found, and records that turned out unreadable.
     pub quarantined_frames_total: u64,
+    /// The part of them that was pending: records that will never be shipped. They are among
+    /// `committed_total`.
+    pub unreadable_records_total: u64,
     /// Segment files kept aside because of them.
     pub quarantined_segments_total: u64,
     /// Segments synced.
@@ -363,6 +367,8 @@ struct Shared {
     round: Mutex<()>,
     log: Mutex<Log>,
     filled: Notify,
+    /// The time of the record at a position, once it was read for the gauge.
+    oldest: Mutex<Option<(u64, Option<DateTime<Utc>>)>>,
     stopping: Mutex<bool>,
     stop: Condvar,
     _lock: LockGuard,
@@ -372,9 +378,7 @@ struct Shared {
 struct Reader {
     /// Segments to remove, oldest first: a later one may hold what closes an earlier one's
     /// intents.
-    doomed: std::collections::VecDeque<Doomed>,
-    /// The time of the record at a position, once it was read for the gauge.
-    oldest: Option<(u64, Option<DateTime<Utc>>)>,
+    doomed: VecDeque<Doomed>,
 }
 
 impl fmt::Debug for Shared {
@@ -452,6 +456,7 @@ impl Journal {
             round: Mutex::default(),
             log: Mutex::new(log),
             filled: Notify::new(),
+            oldest: Mutex::default(),
             stopping: Mutex::new(false),
             stop: Condvar::new(),
             _lock: guard,
@@ -717,7 +722,7 @@ impl Shared {
 
     fn read(
         &self,
-        path: &std::path::Path,
+        path: &Path,
         starts: &[(u64, u32)],
         end: u64,
     ) -> io::Result<Vec<(u64, Option<UsageRecord>)>> {
@@ -821,9 +826,9 @@ impl Shared {
         }
     }
 
-    /// When the first pending record was settled.
+    /// When the first pending record was settled. While the drain is reading or committing, the
+    /// last answer has to do: a scrape must not wait for a slow disk.
     fn oldest_record_at(&self) -> Option<DateTime<Utc>> {
-        let mut reader = lock(&self.reader);
         let (committed, pending) = {
             let log = lock(&self.log);
             (log.committed(), log.pending())
@@ -831,14 +836,16 @@ impl Shared {
         if pending == 0 {
             return None;
         }
-        if let Some((at, oldest)) = reader.oldest
-            && at == committed
-        {
+        let known = *lock(&self.oldest);
+        if let Some((_, oldest)) = known.filter(|(at, _)| *at == committed) {
             return oldest;
         }
+        let Ok(mut reader) = self.reader.try_lock() else {
+            return known.and_then(|(_, oldest)| oldest);
+        };
         let batch = self.next_batch(&mut reader, 1, 0).ok().flatten()?;
         let oldest = batch.records.first().and_then(settled_at);
-        reader.oldest = Some((lock(&self.log).committed(), oldest));
+        *lock(&self.oldest) = Some((lock(&self.log).committed(), oldest));
         oldest
     }
 }

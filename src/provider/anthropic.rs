@@ -5,6 +5,7 @@
 //! (<https://docs.anthropic.com/en/api/messages>).
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use http::HeaderMap;
 use rust_decimal::Decimal;
@@ -12,9 +13,7 @@ use rust_decimal::Decimal;
 use super::cost::Costs;
 use super::object::{elements, members, supersede, word};
 use super::response::Quantity::{self, Object};
-use super::response::{
-    Counts, Field, ResponseMeter, Row, Settled, Table, Vendor, paths, set_known,
-};
+use super::response::{Counts, Field, ResponseMeter, Row, Settled, Table, Vendor, set_known};
 use super::route::{self, Route, Segments, route};
 use super::{
     Call, Meter, Part, Provider, RateLimit, RequestHead, RequestReader, ResponseHead, chat,
@@ -22,7 +21,6 @@ use super::{
 };
 use crate::record::Operation;
 use crate::usage::{Unit, Usage};
-use crate::wire::json::Path;
 use crate::wire::json::Step::{self, Key};
 
 /// Route, configuration key and label.
@@ -116,8 +114,7 @@ pub(crate) fn meter(
     ResponseMeter::new(&MESSAGES, vendor, call.operation, head)
 }
 
-static MESSAGES: Table = Table::new(MESSAGE_ROWS, &MESSAGE_PATHS);
-static MESSAGE_PATHS: [Path; MESSAGE_ROWS.len()] = paths(MESSAGE_ROWS);
+static MESSAGES: LazyLock<Table> = LazyLock::new(|| Table::new(MESSAGE_ROWS));
 const START: Step = Key("message");
 const MESSAGE_ROWS: &[Row] = &[
     (Field::Type, &[Key("type")]),

@@ -6,7 +6,7 @@
 //! quantities; where parts exceed their whole, the whole wins.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::HeaderMap;
 use rust_decimal::Decimal;
@@ -15,7 +15,7 @@ use super::cost::Costs;
 use super::object::{elements, members, supersede, word};
 use super::response::Quantity::{AudioSeconds, Breakdown, Object, Pages, Timings, VideoSeconds};
 use super::response::{
-    Counts, Field, Quantity, ResponseMeter, Row, Settled, Table, Vendor, paths, set_known,
+    Counts, Field, Quantity, ResponseMeter, Row, Settled, Table, Vendor, set_known,
 };
 use super::route::{self, Route, Segments, route};
 use super::{
@@ -24,7 +24,6 @@ use super::{
 };
 use crate::record::Operation;
 use crate::usage::{Unit, Usage};
-use crate::wire::json::Path;
 use crate::wire::json::Step::{self, Each, Key};
 
 /// A vendor that speaks the dialect.
@@ -190,7 +189,7 @@ pub(crate) fn meter(
     head: ResponseHead<'_>,
     vendor: &'static Vendor,
 ) -> ResponseMeter<ChatCounts> {
-    let table = match operation {
+    let table: &'static Table = match operation {
         Operation::Responses => &RESPONSES,
         Operation::Image | Operation::Speech | Operation::Transcription | Operation::Video => {
             &MEDIA
@@ -201,8 +200,7 @@ pub(crate) fn meter(
 }
 
 /// Completions and whatever else states `usage` at the top, whole or in chunks.
-static COMPLETIONS: Table = Table::new(COMPLETION_ROWS, &COMPLETION_PATHS);
-static COMPLETION_PATHS: [Path; COMPLETION_ROWS.len()] = paths(COMPLETION_ROWS);
+static COMPLETIONS: LazyLock<Table> = LazyLock::new(|| Table::new(COMPLETION_ROWS));
 const DELTA: [Step; 3] = [Key("choices"), Each, Key("delta")];
 const COMPLETION_ROWS: &[Row] = &[
     (Field::Model, &[Key("model")]),
@@ -312,8 +310,7 @@ const COMPLETION_ROWS: &[Row] = &[
 ];
 
 /// The Responses API: a response, or events of which some hold one.
-static RESPONSES: Table = Table::new(RESPONSE_ROWS, &RESPONSE_PATHS);
-static RESPONSE_PATHS: [Path; RESPONSE_ROWS.len()] = paths(RESPONSE_ROWS);
+static RESPONSES: LazyLock<Table> = LazyLock::new(|| Table::new(RESPONSE_ROWS));
 const IN: Step = Key("response");
 const RESPONSE_ROWS: &[Row] = &[
     (Field::Type, &[Key("type")]),
@@ -382,8 +379,7 @@ const RESPONSE_ROWS: &[Row] = &[
 ];
 
 /// Images, speech, transcriptions and videos.
-static MEDIA: Table = Table::new(MEDIA_ROWS, &MEDIA_PATHS);
-static MEDIA_PATHS: [Path; MEDIA_ROWS.len()] = paths(MEDIA_ROWS);
+static MEDIA: LazyLock<Table> = LazyLock::new(|| Table::new(MEDIA_ROWS));
 const MEDIA_ROWS: &[Row] = &[
     (Field::Type, &[Key("type")]),
     (Field::Model, &[Key("model")]),

@@ -1,6 +1,8 @@
 //! Reads what a request asks, as JSON or as a form, in constant memory: a prompt or an image of
 //! 20 MB is walked over and kept nowhere.
 
+use std::sync::LazyLock;
+
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
@@ -8,7 +10,7 @@ use super::object::word;
 use super::{NAME_BYTES_MAX, RequestFacts, RequestHead, RequestReader, StreamOptions};
 use crate::record::Operation;
 use crate::wire::json::Step::{self, Each, Key};
-use crate::wire::json::{Found, Kind, Path, Picker, Status, Want};
+use crate::wire::json::{Found, Kind, Path, Picker, Selector, Status, Want};
 use crate::wire::multipart::FieldReader;
 
 /// A reader for the body of a call of that operation.
@@ -42,7 +44,7 @@ struct BodyReader {
 }
 
 enum Body {
-    Json(Picker),
+    Json(Picker<'static>),
     Form(FieldReader),
     Opaque,
 }
@@ -57,8 +59,8 @@ impl Body {
                 FieldReader::new(form, FORM_FIELDS).map_or(Body::Opaque, Body::Form)
             }
             // Some clients send JSON without a type or with that of a plain form.
-            _ if operation == Operation::Speech => Body::Json(Picker::new(SPEECH_PATHS)),
-            _ => Body::Json(Picker::new(PATHS)),
+            _ if operation == Operation::Speech => Body::Json(Picker::new(&SPEECH)),
+            _ => Body::Json(Picker::new(&COMMON)),
         }
     }
 }
@@ -155,7 +157,8 @@ const SIZE: Path = path(&[Key("size")], Want::Text(32));
 const QUALITY: Path = path(&[Key("quality")], Want::Text(32));
 const INPUT: Path = path(&[Key("input")], Want::Chars);
 
-static PATHS: &[Path] = &[
+static COMMON: LazyLock<Selector> = LazyLock::new(|| Selector::new(PATHS));
+const PATHS: &[Path] = &[
     MODEL,
     MODELS,
     STREAM,
@@ -166,7 +169,8 @@ static PATHS: &[Path] = &[
     SIZE,
     QUALITY,
 ];
-static SPEECH_PATHS: &[Path] = &[
+static SPEECH: LazyLock<Selector> = LazyLock::new(|| Selector::new(SPEECH_PATHS));
+const SPEECH_PATHS: &[Path] = &[
     MODEL,
     MODELS,
     STREAM,

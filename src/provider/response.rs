@@ -5,6 +5,8 @@
 //! the dialects share is here. Memory is constant: no body and no event is held, only the
 //! values that the table names, each within its limit.
 
+use std::sync::LazyLock;
+
 use http::header::CONTENT_TYPE;
 use rust_decimal::Decimal;
 
@@ -17,7 +19,7 @@ use crate::fault::Outcome;
 use crate::record::{Fidelity, Operation};
 use crate::usage::{Unit, Usage};
 use crate::wire::json::Step::{self, Key};
-use crate::wire::json::{Found, Kind, Path, Picker, Status, Want};
+use crate::wire::json::{Found, Kind, Path, Picker, Selector, Status, Want};
 use crate::wire::sse::{Decoder, Piece};
 
 /// The longest usage object that is read. Real ones have some hundred bytes; Anthropic's list of
@@ -105,7 +107,7 @@ pub(crate) enum Quantity {
 }
 
 impl Field {
-    const fn want(self) -> Want {
+    fn want(self) -> Want {
         match self {
             Field::Model | Field::RequestId | Field::UpstreamProvider => Want::Text(NAME_BYTES_MAX),
             Field::Usage(Quantity::Object | Quantity::Breakdown | Quantity::Timings) => {
@@ -127,38 +129,25 @@ impl Field {
 pub(crate) type Row = (Field, &'static [Step]);
 
 /// The paths of a dialect and what they mean.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Table {
     rows: &'static [Row],
-    paths: &'static [Path],
+    selector: Selector,
 }
 
 impl Table {
-    /// A table; `paths` are [`paths`] of `rows`.
-    pub(crate) const fn new(rows: &'static [Row], paths: &'static [Path]) -> Table {
-        Table { rows, paths }
-    }
-}
-
-/// The paths of `rows`, of which there are `N`.
-#[expect(
-    clippy::indexing_slicing,
-    reason = "evaluated while compiling, where a bad index does not compile"
-)]
-pub(crate) const fn paths<const N: usize>(rows: &'static [Row]) -> [Path; N] {
-    let mut paths = [Path {
-        steps: &[],
-        want: Want::Kind,
-    }; N];
-    let mut index = 0;
-    while index < N {
-        paths[index] = Path {
-            steps: rows[index].1,
-            want: rows[index].0.want(),
+    /// A table of these rows, to be made once for each dialect.
+    pub(crate) fn new(rows: &'static [Row]) -> Table {
+        let path = |(field, steps): &Row| Path {
+            steps,
+            want: field.want(),
         };
-        index += 1;
+        let paths: Vec<Path> = rows.iter().map(path).collect();
+        Table {
+            rows,
+            selector: Selector::new(&paths),
+        }
     }
-    paths
 }
 
 /// The quantities that a dialect's responses state, as a running snapshot.
@@ -209,7 +198,7 @@ pub(crate) struct ResponseMeter<C> {
 impl<C: Counts> ResponseMeter<C> {
     /// A meter that looks for what `table` names, or for an error if the status says so.
     pub(crate) fn new(
-        table: &Table,
+        table: &'static Table,
         vendor: &'static Vendor,
         operation: Operation,
         head: ResponseHead<'_>,
@@ -227,7 +216,7 @@ impl<C: Counts> ResponseMeter<C> {
                 framing,
                 decoder: Decoder::new(),
                 documents: Documents {
-                    picker: Picker::new(table.paths),
+                    picker: Picker::new(&table.selector),
                     start: [0; DONE.len()],
                     length: 0,
                 },
@@ -307,7 +296,7 @@ struct Source {
 
 /// Reads the one document of a JSON body, or that of each event.
 struct Documents {
-    picker: Picker,
+    picker: Picker<'static>,
     /// The first bytes of the event's data, and how many there are in all.
     start: [u8; DONE.len()],
     length: usize,
@@ -942,8 +931,7 @@ fn add(parts: &mut Vec<Part>, unit: Unit, quantity: u64) {
 }
 
 /// Where the vendors put an error in the body of an HTTP error.
-static ERRORS: Table = Table::new(ERROR_ROWS, &ERROR_PATHS);
-static ERROR_PATHS: [Path; ERROR_ROWS.len()] = paths(ERROR_ROWS);
+static ERRORS: LazyLock<Table> = LazyLock::new(|| Table::new(ERROR_ROWS));
 const ERROR_ROWS: &[Row] = &[
     (Field::Error, &[Key("error")]),
     (Field::ErrorText, &[Key("error")]),

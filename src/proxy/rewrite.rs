@@ -7,12 +7,14 @@
 //! stay as they are, wherever they are cut. Pure: bytes in, bytes out. What is odd is left
 //! alone; none of this ever fails a request.
 
+use std::sync::LazyLock;
+
 use bytes::BufMut;
 use memchr::memchr2;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::wire::json::{Found, Kind, Path, Picker, Status, Step, Want};
+use crate::wire::json::{Found, Kind, Path, Picker, Selector, Status, Step, Want};
 use crate::wire::sse::{Decoder, Line, Piece};
 
 /// The member that asks for usage, as it follows others.
@@ -90,6 +92,11 @@ fn splice(body: &[u8], start: usize, end: usize, replacement: &[u8]) -> Option<V
     Some([head, replacement, tail].concat())
 }
 
+/// Whether a byte is white space in JSON (RFC 8259, section 2), which the form feed is not.
+fn is_space(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
 /// How much white space behind the body's final brace is waited for. Real bodies end in a line
 /// break at most.
 const TAIL_BYTES_MAX: usize = 1024;
@@ -102,7 +109,7 @@ const TAIL_BYTES_MAX: usize = 1024;
 /// on as they come, except the final brace and white space behind it.
 #[derive(Debug)]
 pub struct Splicer {
-    picker: Picker,
+    picker: Picker<'static>,
     is_object: bool,
     /// Whether every `stream` member so far was `true`; `None` before the first.
     stream: Option<bool>,
@@ -124,6 +131,7 @@ enum SplicerState {
     },
 }
 
+static REQUEST: LazyLock<Selector> = LazyLock::new(|| Selector::new(REQUEST_PATHS));
 const REQUEST_PATHS: &[Path] = &[
     Path {
         steps: &[],
@@ -146,7 +154,7 @@ impl Splicer {
     /// A splicer for one body.
     pub fn new() -> Splicer {
         Splicer {
-            picker: Picker::new(REQUEST_PATHS),
+            picker: Picker::new(&REQUEST),
             is_object: false,
             stream: None,
             has_options: false,
@@ -227,7 +235,7 @@ impl Splicer {
         let is_space = bytes
             .iter()
             .skip(usize::from(self.held.is_empty()))
-            .all(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
+            .all(is_space);
         if is_space && self.held.len() + bytes.len() <= TAIL_BYTES_MAX {
             self.held.extend_from_slice(bytes);
         } else {
@@ -257,7 +265,7 @@ pub const EVENT_BYTES_MAX: usize = 64 << 10;
 #[derive(Debug)]
 pub struct UsageEventFilter {
     decoder: Decoder,
-    picker: Picker,
+    picker: Picker<'static>,
     suspicion: Suspicion,
     /// Whether the event at hand is being held, because it may be one to remove.
     is_holding: bool,
@@ -277,6 +285,7 @@ struct Suspicion {
     is_cleared: bool,
 }
 
+static EVENT: LazyLock<Selector> = LazyLock::new(|| Selector::new(EVENT_PATHS));
 const EVENT_PATHS: &[Path] = &[
     Path {
         steps: &[],
@@ -308,7 +317,7 @@ impl UsageEventFilter {
     pub fn new() -> UsageEventFilter {
         UsageEventFilter {
             decoder: Decoder::new(),
-            picker: Picker::new(EVENT_PATHS),
+            picker: Picker::new(&EVENT),
             suspicion: Suspicion::default(),
             is_holding: true,
             held: Vec::new(),
@@ -364,11 +373,7 @@ impl UsageEventFilter {
                     suspicion.see(path, kind, empty);
                 }
             });
-            let is_junk = !data
-                .get(used..)
-                .unwrap_or_default()
-                .trim_ascii_start()
-                .is_empty();
+            let is_junk = !data.get(used..).unwrap_or_default().iter().all(is_space);
             let is_malformed = matches!(picker.status(), Status::Malformed | Status::TooDeep);
             suspicion.is_cleared |= is_junk || is_malformed;
         })
@@ -660,6 +665,7 @@ mod tests {
             r#"data: {"usage":{},"choices":null}"#,
             r#"data: {"choices":[],"usage":{},"choices":[1]}"#,
             r#"data: {"choices":[],"usage":{}} x"#,
+            "data: {\"choices\":[],\"usage\":{}}\u{c}",
             r#"data: {"choices":[],"usage":{},}"#,
             r#"data: {"choices":[],"usage":{}"#,
             r#"data: {"x":{"choices":[],"usage":{}}}"#,

@@ -147,7 +147,8 @@ pub struct UsageRow {
 pub struct Totals {
     /// How many requests there were.
     pub requests: i64,
-    /// How many of them have no known cost.
+    /// How many of them cost something unknown; an error that the provider answered is none of
+    /// them, though it has no cost either.
     pub unpriced_requests: i64,
     /// The sum of the known costs, in US dollars.
     pub cost_usd: Option<DecimalSum>,
@@ -163,7 +164,7 @@ impl Totals {
         let sum = |usd: crate::money::Usd| DecimalSum::from(usd.dollars());
         Totals {
             requests: 1,
-            unpriced_requests: i64::from(record.cost_usd.is_none()),
+            unpriced_requests: i64::from(record.unpriced_reason.is_some()),
             cost_usd: record.cost_usd.map(sum),
             cost_upstream_usd: record.cost_upstream_usd.map(sum),
             quantities: record

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::TryStreamExt;
@@ -19,6 +20,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite as Db, SqliteConnection};
 use tokio::sync::OnceCell;
 
+use crate::clock;
 use crate::record::UsageRecord;
 use crate::usage::Unit;
 
@@ -110,7 +112,9 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             // The journal forgets what the store committed, so a commit must survive power loss.
             .synchronous(SqliteSynchronous::Full);
-        let writer = pool(1).connect_with(options).await.map_err(classify)?;
+        let writer = connect_patiently(options, config.busy_timeout)
+            .await
+            .map_err(classify)?;
         if config.migrate {
             migrate(&writer).await?;
         }
@@ -125,11 +129,12 @@ impl Sqlite {
             sqlx::query_scalar("select max(version) from _sqlx_migrations where success")
                 .fetch_one(&self.readers)
                 .await;
-        let version = match version.map_err(classify) {
+        let version = match version {
             Ok(version) => version,
-            // Another program's file, or a file whose first migration has not been committed.
-            Err(StoreError::Unusable(_)) => None,
-            Err(error) => return Err(error),
+            // There is no such table: another program's file, or one whose first migration has
+            // not been committed. A damaged file is neither.
+            Err(error) if primary_code(&error) == Some(ERROR) => None,
+            Err(error) => return Err(classify(error)),
         };
         if version < needed {
             return Err(StoreError::Unusable(format!(
@@ -314,16 +319,44 @@ async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
     transaction.commit().await.map_err(classify)
 }
 
+/// Connects a writer. Several processes that open a new database at once get in each other's way:
+/// the switch to the write-ahead log needs the file alone, and SQLite does not wait for that as it
+/// waits for other locks.
+async fn connect_patiently(
+    options: SqliteConnectOptions,
+    patience: Duration,
+) -> Result<SqlitePool, sqlx::Error> {
+    const BUSY: &str = "5";
+    const STEP: Duration = Duration::from_millis(20);
+    let started = clock::instant();
+    loop {
+        let connected = pool(1).connect_with(options.clone()).await;
+        let is_busy = matches!(&connected, Err(sqlx::Error::Database(error))
+            if error.code().is_some_and(|code| code == BUSY));
+        if !is_busy || started.elapsed() >= patience {
+            return connected;
+        }
+        tokio::time::sleep(STEP).await;
+    }
+}
+
 fn newer_schema() -> StoreError {
     StoreError::Unusable(
         "the schema is of a newer version of taffrail; use that version or a newer one".to_owned(),
     )
 }
 
-/// What the caller does about an error of SQLite. The low byte of its extended code is the
-/// primary one.
+/// SQLite's code of a statement that does not fit the schema.
+const ERROR: i32 = 1;
+
+/// The primary code of an error of SQLite, which is the low byte of its extended one.
+fn primary_code(error: &sqlx::Error) -> Option<i32> {
+    let code = error.as_database_error()?.code()?;
+    Some(code.parse::<i32>().ok()? & 0xff)
+}
+
+/// What the caller does about an error of SQLite.
 fn classify(error: sqlx::Error) -> StoreError {
-    const ERROR: i32 = 1;
     const CORRUPT: i32 = 11;
     const SCHEMA: i32 = 17;
     const TOOBIG: i32 = 18;
@@ -333,18 +366,13 @@ fn classify(error: sqlx::Error) -> StoreError {
     const NOTADB: i32 = 26;
 
     match &error {
-        sqlx::Error::Database(database) => {
-            let code = database.code().and_then(|code| code.parse::<i32>().ok());
-            match code.map(|code| code & 0xff) {
-                Some(TOOBIG | CONSTRAINT | MISMATCH | RANGE) => {
-                    StoreError::Rejected(database.to_string())
-                }
-                Some(ERROR | CORRUPT | SCHEMA | NOTADB) => {
-                    StoreError::Unusable(database.to_string())
-                }
-                _ => StoreError::Unavailable(error),
+        sqlx::Error::Database(database) => match primary_code(&error) {
+            Some(TOOBIG | CONSTRAINT | MISMATCH | RANGE) => {
+                StoreError::Rejected(database.to_string())
             }
-        }
+            Some(ERROR | CORRUPT | SCHEMA | NOTADB) => StoreError::Unusable(database.to_string()),
+            _ => StoreError::Unavailable(error),
+        },
         sqlx::Error::Decode(_)
         | sqlx::Error::ColumnDecode { .. }
         | sqlx::Error::ColumnIndexOutOfBounds { .. }
@@ -626,7 +654,7 @@ impl Source {
             select.push(", ");
         }
         select.push(match self.granularity {
-            None => "1, cost_usd is null",
+            None => "1, unpriced_reason is not null",
             Some(_) => "requests, unpriced_requests",
         });
         push_sum_columns(select);

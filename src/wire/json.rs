@@ -100,17 +100,58 @@ pub enum Status {
     TooDeep,
 }
 
-/// Reports the values at given paths of a document that arrives in pieces.
+/// Paths, compiled into a tree that any number of pickers share.
+#[derive(Debug)]
+pub struct Selector {
+    root: Node,
+    /// The longest key of any path: a longer one cannot match and is not kept.
+    key_bytes_max: usize,
+}
+
+impl Selector {
+    /// The values at these paths, which are reported by their index. Paths may share steps,
+    /// repeat, and lead to values inside each other.
+    pub fn new(paths: &[Path]) -> Selector {
+        let mut root = Node::default();
+        let mut key_bytes_max = 0;
+        for (index, path) in paths.iter().enumerate() {
+            root.want(path.steps, index, path.want);
+            for step in path.steps {
+                if let Step::Key(key) = step {
+                    key_bytes_max = key_bytes_max.max(key.len());
+                }
+            }
+        }
+        Selector {
+            root,
+            key_bytes_max,
+        }
+    }
+}
+
+/// A place that paths lead to or through.
+#[derive(Debug, Default)]
+struct Node {
+    keys: Vec<(&'static str, Node)>,
+    each: Option<Box<Node>>,
+    wanted: Vec<(usize, Want)>,
+    /// The largest text that any path wants of this value.
+    text_bytes_max: Option<usize>,
+    wants_kind: bool,
+    wants_chars: bool,
+}
+
+/// Reports the values that a [`Selector`] names, of a document that arrives in pieces.
 ///
 /// A value is reported when it ends, except that the kind of a string, array or object is
 /// reported at the byte that decides whether it is empty. Nested matches come before the value
 /// around them; several paths to one value come in the order of the paths.
+///
+/// A picker is small: less than 1 KiB with what is open of the document, and the text of wanted
+/// values that were cut.
 #[derive(Debug)]
-pub struct Picker {
-    /// The paths as a tree, the root first.
-    nodes: Vec<Node>,
-    /// The longest key of any path: a longer one cannot match and is not kept.
-    key_bytes_max: usize,
+pub struct Picker<'s> {
+    selector: &'s Selector,
     state: State,
     /// How many arrays and objects are open.
     depth: usize,
@@ -118,13 +159,14 @@ pub struct Picker {
     in_object: bool,
     /// One bit per open level: whether it is an object.
     objects: [u64; MAX_DEPTH / 64],
-    /// The nodes of the open levels from the root down, as far as the paths reach. The
-    /// innermost level is selected if there is a node for it, that is, if `open.len() == depth`.
-    open: Vec<usize>,
-    /// The node of the value that is being read or comes next, if a path leads there.
-    target: Option<usize>,
-    /// How many nodes are collecting text.
-    collecting: usize,
+    /// The selected values of the open levels from the root down, as far as the paths reach. The
+    /// innermost level is selected if there is a value for it, that is, if
+    /// `open.len() == depth`.
+    open: Vec<Value<'s>>,
+    /// Where the value that comes next is in the tree, if a path leads there.
+    next: Option<&'s Node>,
+    /// The string, number or literal that is being read, if a path leads there.
+    target: Option<Value<'s>>,
     watch: Watch,
     /// No byte of the string was seen yet, and its kind is still to be reported.
     is_kind_due: bool,
@@ -137,21 +179,13 @@ pub struct Picker {
     is_key_too_long: bool,
 }
 
-/// A place that paths lead to or through, and the value that is open there.
-#[derive(Debug, Default)]
-struct Node {
-    keys: Vec<(&'static str, usize)>,
-    each: Option<usize>,
-    wanted: Vec<(usize, Want)>,
-    /// The largest text that any path wants of this value.
-    text_bytes_max: Option<usize>,
-    wants_kind: bool,
-    wants_chars: bool,
-    /// Whether text is being collected.
-    is_collecting: bool,
-    /// Where the uncollected text begins in the bytes at hand.
+/// A value that a path leads to or through.
+#[derive(Debug)]
+struct Value<'s> {
+    node: &'s Node,
+    /// Where the text that is not kept yet begins in the bytes at hand.
     text_from: usize,
-    /// The text from earlier pieces.
+    /// The text from earlier pieces, if any path wants it.
     text: Vec<u8>,
     is_text_too_long: bool,
     /// Characters or elements so far.
@@ -263,34 +297,18 @@ impl Number {
 
 type Report<'f> = &'f mut dyn FnMut(usize, Found<'_>);
 
-impl Picker {
-    /// A picker of the values at these paths. Paths may share steps, repeat, and lead to values
-    /// inside each other.
-    pub fn new(paths: &'static [Path]) -> Picker {
-        let mut nodes = vec![Node::default()];
-        let mut key_bytes_max = 0;
-        for (index, path) in paths.iter().enumerate() {
-            let mut at = 0;
-            for step in path.steps {
-                if let Step::Key(key) = step {
-                    key_bytes_max = key_bytes_max.max(key.len());
-                }
-                at = child(&mut nodes, at, *step);
-            }
-            if let Some(node) = nodes.get_mut(at) {
-                node.want(index, path.want);
-            }
-        }
+impl<'s> Picker<'s> {
+    /// A picker of the values that the selector names.
+    pub fn new(selector: &'s Selector) -> Picker<'s> {
         Picker {
-            nodes,
-            key_bytes_max,
+            selector,
             state: State::Start,
             depth: 0,
             in_object: false,
             objects: [0; MAX_DEPTH / 64],
             open: Vec::new(),
+            next: None,
             target: None,
-            collecting: 0,
             watch: Watch::Value,
             is_kind_due: false,
             code_unit: 0,
@@ -347,11 +365,9 @@ impl Picker {
                 }
             }
         }
-        if self.collecting > 0 {
-            for node in self.nodes.iter_mut().filter(|node| node.is_collecting) {
-                node.keep(bytes.get(node.text_from..).unwrap_or_default());
-                node.text_from = 0;
-            }
+        for value in self.open.iter_mut().chain(&mut self.target) {
+            value.keep(bytes.get(value.text_from..).unwrap_or_default());
+            value.text_from = 0;
         }
         at
     }
@@ -380,18 +396,13 @@ impl Picker {
         }
     }
 
-    /// Makes ready for another document, with the same paths and the same buffers.
+    /// Makes ready for another document.
     pub fn reset(&mut self) {
         self.state = State::Start;
         self.depth = 0;
         self.open.clear();
+        self.next = None;
         self.target = None;
-        if self.collecting > 0 {
-            for node in &mut self.nodes {
-                node.is_collecting = false;
-            }
-            self.collecting = 0;
-        }
     }
 
     /// Takes a byte between strings, numbers and literals that is not white space.
@@ -404,7 +415,7 @@ impl Picker {
             }
             (State::Value, _) => {
                 if self.depth == 0 {
-                    self.target = Some(0);
+                    self.next = Some(&self.selector.root);
                 }
                 self.begin_value(byte, at);
             }
@@ -440,9 +451,9 @@ impl Picker {
     }
 
     /// The node of the innermost open array or object, if a path leads there.
-    fn innermost(&self) -> Option<&Node> {
+    fn innermost(&self) -> Option<&'s Node> {
         if self.open.len() == self.depth {
-            self.nodes.get(*self.open.last()?)
+            self.open.last().map(|value| value.node)
         } else {
             None
         }
@@ -461,25 +472,23 @@ impl Picker {
     }
 
     fn begin_element(&mut self, byte: u8, at: usize) {
-        self.target = None;
+        self.next = None;
         if self.open.len() == self.depth
-            && let Some(&index) = self.open.last()
-            && let Some(node) = self.nodes.get_mut(index)
+            && let Some(array) = self.open.last_mut()
         {
-            node.count += 1;
-            self.target = node.each;
+            array.count += 1;
+            self.next = array.node.each.as_deref();
         }
         self.begin_value(byte, at);
     }
 
     fn begin_value(&mut self, byte: u8, at: usize) {
-        let node = self.target.and_then(|index| self.nodes.get_mut(index));
         match byte {
             b'"' => {
                 self.state = State::Text;
                 self.high_surrogate = None;
-                self.is_kind_due = node.as_ref().is_some_and(|node| node.wants_kind);
-                self.watch = match &node {
+                self.is_kind_due = self.next.is_some_and(|node| node.wants_kind);
+                self.watch = match self.next {
                     Some(node) if node.wants_chars => Watch::Chars,
                     _ => Watch::Value,
                 };
@@ -501,27 +510,16 @@ impl Picker {
                 return;
             }
         }
-        if let Some(node) = node {
-            node.count = 0;
-            if node.text_bytes_max.is_some() {
-                node.is_collecting = true;
-                node.text_from = at;
-                node.text.clear();
-                node.is_text_too_long = false;
-                self.collecting += 1;
-            }
-        }
+        let value = self.next.take().map(|node| Value::new(node, at));
         match byte {
-            b'{' => self.open(true),
-            b'[' => self.open(false),
-            _ => {}
+            b'{' => self.open(value, true),
+            b'[' => self.open(value, false),
+            _ => self.target = value,
         }
     }
 
-    fn open(&mut self, is_object: bool) {
-        if let Some(index) = self.target.take() {
-            self.open.push(index);
-        }
+    fn open(&mut self, value: Option<Value<'s>>, is_object: bool) {
+        self.open.extend(value);
         if let Some(word) = self.objects.get_mut(self.depth / 64) {
             let bit = 1u64 << (self.depth % 64);
             if is_object {
@@ -566,8 +564,8 @@ impl Picker {
                 kind: Kind::String,
                 empty: first == b'"',
             };
-            if let Some(node) = self.target.and_then(|index| self.nodes.get(index)) {
-                node.report_kind(kind, found);
+            if let Some(value) = &self.target {
+                value.node.report_kind(kind, found);
             }
         }
         loop {
@@ -618,7 +616,7 @@ impl Picker {
             }
             Watch::Key | Watch::OtherKey => {
                 let is_key_wanted = self.watch == Watch::Key;
-                self.target = if is_key_wanted {
+                self.next = if is_key_wanted {
                     self.match_key(run)
                 } else {
                     None
@@ -729,7 +727,7 @@ impl Picker {
     }
 
     fn keep_key(&mut self, bytes: &[u8]) {
-        if self.key.len() + bytes.len() > self.key_bytes_max {
+        if self.key.len() + bytes.len() > self.selector.key_bytes_max {
             self.is_key_too_long = true;
         } else {
             self.key.extend_from_slice(bytes);
@@ -737,7 +735,7 @@ impl Picker {
     }
 
     /// The node that the key leads to; `run` is its last part.
-    fn match_key(&mut self, run: &[u8]) -> Option<usize> {
+    fn match_key(&mut self, run: &[u8]) -> Option<&'s Node> {
         let is_whole_at_hand =
             self.key.is_empty() && self.high_surrogate.is_none() && !self.is_key_too_long;
         if !is_whole_at_hand {
@@ -751,12 +749,12 @@ impl Picker {
         let keys = &self.innermost()?.keys;
         keys.iter()
             .find(|(name, _)| name.as_bytes() == key)
-            .map(|(_, index)| *index)
+            .map(|(_, node)| node)
     }
 
     fn count_chars(&mut self, count: u64) {
-        if let Some(node) = self.target.and_then(|index| self.nodes.get_mut(index)) {
-            node.count += count;
+        if let Some(value) = &mut self.target {
+            value.count += count;
         }
     }
 
@@ -821,13 +819,8 @@ impl Picker {
         } else {
             State::AfterValue
         };
-        if let Some(index) = self.target.take()
-            && let Some(node) = self.nodes.get_mut(index)
-        {
-            if node.is_collecting {
-                self.collecting -= 1;
-            }
-            node.report_ended(kind, bytes, end, found);
+        if let Some(value) = self.target.take() {
+            value.report_ended(kind, bytes, end, found);
         }
     }
 
@@ -841,26 +834,30 @@ impl Picker {
 }
 
 impl Node {
-    fn want(&mut self, path: usize, want: Want) {
-        self.wanted.push((path, want));
-        match want {
-            Want::Text(bytes_max) => {
-                self.text_bytes_max = self.text_bytes_max.max(Some(bytes_max));
+    /// Adds a path that has these steps to go.
+    fn want(&mut self, steps: &[Step], path: usize, want: Want) {
+        match steps.split_first() {
+            None => {
+                self.wanted.push((path, want));
+                match want {
+                    Want::Text(bytes_max) => {
+                        self.text_bytes_max = self.text_bytes_max.max(Some(bytes_max));
+                    }
+                    Want::Kind => self.wants_kind = true,
+                    Want::Chars => self.wants_chars = true,
+                    Want::Count => {}
+                }
             }
-            Want::Kind => self.wants_kind = true,
-            Want::Chars => self.wants_chars = true,
-            Want::Count => {}
-        }
-    }
-
-    /// Collects text of an earlier piece, up to the limit.
-    fn keep(&mut self, bytes: &[u8]) {
-        let bytes_max = self.text_bytes_max.unwrap_or_default();
-        if self.is_text_too_long || self.text.len() + bytes.len() > bytes_max {
-            self.is_text_too_long = true;
-            self.text.clear();
-        } else {
-            self.text.extend_from_slice(bytes);
+            Some((Step::Each, rest)) => self.each.get_or_insert_default().want(rest, path, want),
+            Some((Step::Key(key), rest)) => {
+                if let Some((_, node)) = self.keys.iter_mut().find(|(name, _)| name == key) {
+                    node.want(rest, path, want);
+                } else {
+                    let mut node = Node::default();
+                    node.want(rest, path, want);
+                    self.keys.push((key, node));
+                }
+            }
         }
     }
 
@@ -871,20 +868,39 @@ impl Node {
             }
         }
     }
+}
 
-    fn report_ended(&mut self, kind: Kind, bytes: &[u8], end: usize, found: Report<'_>) {
-        let mut text: &[u8] = &[];
-        if self.is_collecting {
-            self.is_collecting = false;
-            let last = bytes.get(self.text_from..end).unwrap_or_default();
-            if self.text.is_empty() && !self.is_text_too_long {
-                text = last;
-            } else {
-                self.keep(last);
-                text = &self.text;
-            }
+impl<'s> Value<'s> {
+    fn new(node: &'s Node, text_from: usize) -> Value<'s> {
+        Value {
+            node,
+            text_from,
+            text: Vec::new(),
+            is_text_too_long: false,
+            count: 0,
         }
-        for &(path, want) in &self.wanted {
+    }
+
+    /// Keeps text of a piece that ends before the value does, up to the limit.
+    fn keep(&mut self, bytes: &[u8]) {
+        let Some(bytes_max) = self.node.text_bytes_max else {
+            return;
+        };
+        if self.is_text_too_long || self.text.len() + bytes.len() > bytes_max {
+            self.is_text_too_long = true;
+            self.text = Vec::new();
+        } else {
+            self.text.extend_from_slice(bytes);
+        }
+    }
+
+    fn report_ended(mut self, kind: Kind, bytes: &[u8], end: usize, found: Report<'_>) {
+        let mut text = bytes.get(self.text_from..end).unwrap_or_default();
+        if !self.text.is_empty() || self.is_text_too_long {
+            self.keep(text);
+            text = &self.text;
+        }
+        for &(path, want) in &self.node.wanted {
             match want {
                 Want::Text(bytes_max) if self.is_text_too_long || text.len() > bytes_max => {
                     found(path, Found::TooLong);
@@ -899,31 +915,6 @@ impl Node {
             }
         }
     }
-}
-
-/// The child of a node by that step, made if there is none yet.
-fn child(nodes: &mut Vec<Node>, parent: usize, step: Step) -> usize {
-    let new = nodes.len();
-    let Some(node) = nodes.get_mut(parent) else {
-        return parent;
-    };
-    let existing = match step {
-        Step::Key(key) => node
-            .keys
-            .iter()
-            .find(|(name, _)| *name == key)
-            .map(|(_, child)| *child),
-        Step::Each => node.each,
-    };
-    if let Some(existing) = existing {
-        return existing;
-    }
-    match step {
-        Step::Key(key) => node.keys.push((key, new)),
-        Step::Each => node.each = Some(new),
-    }
-    nodes.push(Node::default());
-    new
 }
 
 /// What stands in a key for half of a surrogate pair: no key of a path contains such a byte.
@@ -1081,7 +1072,8 @@ mod tests {
                 other => format!("{index}: {other:?}"),
             });
         };
-        let mut picker = Picker::new(paths);
+        let selector = Selector::new(paths);
+        let mut picker = Picker::new(&selector);
         for piece in pieces {
             picker.push(piece, &mut note);
         }
@@ -1338,7 +1330,8 @@ mod tests {
             want: Text(99),
         }];
         let mut texts = Vec::new();
-        let mut picker = Picker::new(PATHS);
+        let selector = Selector::new(PATHS);
+        let mut picker = Picker::new(&selector);
         for document in [
             r#"{"a":{"b":[1,{"#,
             "x",
@@ -1356,8 +1349,24 @@ mod tests {
     }
 
     #[test]
+    fn a_picker_holds_its_state_alone() {
+        const STEPS: &[Step] = &[Key("a"), Each, Key("b"), Each, Key("c")];
+        const PATHS: &[Path] = &[Path {
+            steps: STEPS,
+            want: Kind,
+        }];
+        let selector = Selector::new(PATHS);
+        let mut picker = Picker::new(&selector);
+        picker.push(br#"{"a":[{"b":[{"#, &mut |_, _| {});
+        let open = picker.open.capacity() * size_of::<Value<'_>>();
+        assert_eq!(picker.open.len(), STEPS.len());
+        assert!(size_of_val(&picker) + open + picker.key.capacity() <= 1024);
+    }
+
+    #[test]
     fn what_follows_a_document_is_not_counted_as_its_own() {
-        let mut picker = Picker::new(ROOT);
+        let selector = Selector::new(ROOT);
+        let mut picker = Picker::new(&selector);
         assert_eq!(picker.scan(b"{\"a\":", &mut |_, _| {}), 5);
         assert_eq!(picker.scan(b"1} {", &mut |_, _| {}), 2);
         assert_eq!(picker.scan(b"}", &mut |_, _| {}), 0);

@@ -146,7 +146,7 @@ async fn has_curl() -> bool {
 async fn the_demo_reports_what_its_clients_counted_and_suggests_what_works() {
     let program = env!("CARGO_BIN_EXE_taffrail");
     let demo = Demo::start(Ports::Any).await.unwrap();
-    let until = clock::instant() + Duration::from_millis(2_500);
+    let until = clock::instant() + Duration::from_secs(4);
     let counts = traffic::run(demo.proxy(), 7, until, CancellationToken::new()).await;
 
     // Long enough for everything that the demo has to show.

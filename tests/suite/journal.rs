@@ -849,3 +849,74 @@ fn the_fsync_interval_reads_and_prints_its_three_forms() {
         Config::default()
     );
 }
+
+#[test]
+fn a_request_recorded_or_abandoned_in_memory_alone_is_not_taken_for_an_interrupted_one() {
+    let disk = SimDisk::seeded(3);
+    let config = config(Path::new("/journal"));
+    let (journal, _) = open_on(&config, Arc::new(disk.clone()));
+    for n in 0..3 {
+        journal.intent(&intent(n)).unwrap();
+    }
+    disk.set_faults(Faults {
+        capacity: Some(0),
+        ..Faults::default()
+    });
+    assert_eq!(journal.record(&record(0)).unwrap(), Placement::Memory);
+    journal.abandon(id(1));
+    assert_eq!(drain(&journal), [record(0)], "never on disk");
+    disk.set_faults(Faults::default());
+    journal.sync().unwrap();
+    drop(journal);
+    let (_, recovery) = open_on(&config, Arc::new(disk));
+    assert_eq!(recovery.orphans, [intent(2)]);
+}
+
+#[test]
+fn intents_that_fill_whole_segments_are_not_moved_again_and_again() {
+    let disk = SimDisk::seeded(3);
+    let config = Config {
+        segment_bytes: ByteSize::b(1_300),
+        ..config(Path::new("/journal"))
+    };
+    let (journal, _) = open_on(&config, Arc::new(disk.clone()));
+    for n in 0..40 {
+        journal.intent(&intent(n)).unwrap();
+    }
+    let before = disk.operations();
+    for n in 100..150 {
+        journal.record(&record(n)).unwrap();
+        assert_eq!(drain(&journal), [record(n)]);
+    }
+    let operations = disk.operations() - before;
+    assert!(operations < 50 * 8, "{operations} for 50 records");
+    assert!(
+        journal.stats().segments < 30,
+        "{}",
+        journal.stats().segments
+    );
+    drop(journal);
+    let (_, recovery) = open_on(&config, Arc::new(disk));
+    assert_eq!(recovery.orphans, (0..40).map(intent).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_journal_of_one_segment_resumes_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    // To the last byte, so that not even a header fits beside it.
+    let size = 32 + 4 * record_frame(0).len();
+    let config = Config {
+        max_bytes: ByteSize::b(u64::try_from(size).unwrap()),
+        ..config(dir.path())
+    };
+    let (journal, _) = open(&config);
+    for round in 0..5 {
+        for n in 0..20 {
+            journal.record(&record(round * 20 + n)).unwrap();
+        }
+        assert_eq!(journal.stats().fault, Some(Reason::JournalFull));
+        let records: Vec<_> = (round * 20..(round + 1) * 20).map(record).collect();
+        assert_eq!(drain(&journal), records);
+        assert_eq!(journal.stats().fault, None);
+    }
+}

@@ -19,17 +19,9 @@ const GROUPS: [(&str, &[&str]); 8] = [
     ("traffic", &["proxy"]),
     (
         "rim",
-        &[
-            "admin",
-            "check",
-            "cli",
-            "config",
-            "demo",
-            "report",
-            "telemetry",
-        ],
+        &["admin", "check", "cli", "config", "report", "telemetry"],
     ),
-    ("wiring", &["app", "lib", "main"]),
+    ("wiring", &["app", "demo", "lib", "main"]),
 ];
 
 /// The first group that may wait, read a clock or open a file.

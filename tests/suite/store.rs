@@ -115,11 +115,12 @@ async fn connect(folder: &Path) -> SqliteConnection {
     SqliteConnection::connect(&url).await.unwrap()
 }
 
-type Sums = BTreeMap<Vec<String>, (i64, i64, Option<Decimal>, BTreeMap<String, Decimal>)>;
+pub(crate) type Sums =
+    BTreeMap<Vec<String>, (i64, i64, Option<Decimal>, BTreeMap<String, Decimal>)>;
 
 /// The sums that the table of rows implies, counted independently of the store: keys as in the
 /// aggregates, then requests, unpriced requests, cost, and the quantities by column or unit.
-fn sums_of_rows(rows: &[LogRow]) -> Sums {
+pub(crate) fn sums_of_rows(rows: &[LogRow]) -> Sums {
     let mut sums = Sums::new();
     for row in rows {
         let text = |column: &str| row.get(column).as_text().map(str::to_owned);
@@ -142,11 +143,9 @@ fn sums_of_rows(rows: &[LogRow]) -> Sums {
             ];
             let sum = sums.entry(key).or_default();
             sum.0 += 1;
-            match text("cost_usd") {
-                Some(cost) => {
-                    *sum.2.get_or_insert_default() += cost.parse::<Decimal>().unwrap();
-                }
-                None => sum.1 += 1,
+            sum.1 += i64::from(text("unpriced_reason").is_some());
+            if let Some(cost) = text("cost_usd") {
+                *sum.2.get_or_insert_default() += cost.parse::<Decimal>().unwrap();
             }
             for (_, column) in TOKEN_COLUMNS {
                 if let Some(tokens) = row.get(column).as_integer() {
@@ -173,7 +172,7 @@ fn json(row: &LogRow, column: &str) -> String {
 }
 
 /// The sums that the store keeps.
-async fn sums_kept(folder: &Path) -> Sums {
+pub(crate) async fn sums_kept(folder: &Path) -> Sums {
     let rows = sqlx::query("select * from api_usage_aggregates")
         .fetch_all(&mut connect(folder).await)
         .await
@@ -773,8 +772,14 @@ async fn a_file_that_is_no_database_is_named_as_unusable() {
         "not a database ".repeat(99),
     )
     .unwrap();
-    let error = Store::open(&config).await.unwrap_err();
-    assert!(matches!(error, StoreError::Unusable(_)), "{error}");
+    for opened in [
+        Store::open(&config).await,
+        Store::open_read_only(&config).await,
+    ] {
+        let error = opened.unwrap_err();
+        assert!(matches!(error, StoreError::Unusable(_)), "{error}");
+        assert!(error.to_string().contains("not a database"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -265,6 +265,38 @@ proptest! {
     }
 }
 
+/// Inputs of the fuzz targets, among them what once failed there.
+#[test]
+fn the_seeds_of_the_fuzz_targets_hold() {
+    let mut seen = 0;
+    for (target, check) in SEEDED {
+        for seed in std::fs::read_dir(format!("tests/fuzz/seeds/{target}")).unwrap() {
+            let input = std::fs::read(seed.unwrap().path()).unwrap();
+            let (seed, bytes) = input.split_first_chunk().unwrap();
+            check(bytes, u64::from_le_bytes(*seed));
+            seen += 1;
+        }
+    }
+    assert!(seen > SEEDED.len());
+}
+
+type Check = fn(&[u8], u64);
+
+const SEEDED: &[(&str, Check)] = &[
+    ("picker", |bytes, seed| {
+        properties::picker(properties::PATHS, bytes, seed)
+    }),
+    ("sse", |bytes, seed| drop(properties::sse(bytes, seed))),
+    ("inflate", properties::inflate),
+    ("multipart", |bytes, seed| {
+        drop(properties::multipart("b", bytes, seed))
+    }),
+    ("rewrite", |bytes, seed| {
+        properties::request(bytes, seed);
+        properties::response(bytes, seed);
+    }),
+];
+
 type Encode = fn(&[u8]) -> Vec<u8>;
 
 const ENCODERS: &[(&str, Encode)] = &[

@@ -215,6 +215,18 @@ impl SimDisk {
         self.state().used()
     }
 
+    /// Bytes of the segment files.
+    pub(crate) fn segment_bytes(&self) -> usize {
+        let state = self.state();
+        let segments = state
+            .names
+            .iter()
+            .filter(|(name, _)| name.extension().is_some_and(|extension| extension == "seg"));
+        segments
+            .map(|(_, file)| state.files[file].current.len())
+            .sum()
+    }
+
     pub(crate) fn is_dead(&self) -> bool {
         self.state().dead
     }

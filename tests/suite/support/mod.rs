@@ -1,6 +1,9 @@
-//! What several suites need: a scripted upstream, a sidecar around it and a raw client.
+//! What several suites need: a scripted upstream, a sidecar around it, a raw client, and the real
+//! binary.
 
+pub(crate) mod binary;
 pub(crate) mod books;
+pub(crate) mod chat;
 pub(crate) mod http;
 pub(crate) mod providers;
 pub(crate) mod server;
