@@ -92,7 +92,9 @@ impl Home {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let binary = env!("CARGO_BIN_EXE_taffrail");
+        // Another build of the binary can be put to the tests, as an absolute path.
+        let other = std::env::var("TAFFRAIL_BINARY").ok();
+        let binary = other.as_deref().unwrap_or(env!("CARGO_BIN_EXE_taffrail"));
         let mut words = self
             .wrapper
             .iter()
