@@ -338,6 +338,8 @@ impl Service {
         let is_injected = injection.is_done();
         if is_injected {
             metrics.rewrite(&route.name, Rewrite::UsageInjection);
+        } else if matches!(injection, Injection::Streaming(_)) {
+            metrics.rewrite(&route.name, Rewrite::Padding);
         }
         let is_plain = !head.headers.contains_key(header::CONTENT_ENCODING);
         let filter =

@@ -501,6 +501,7 @@ async fn run(cases: Vec<Case>, with_injection: bool, idle_timeout: Duration) {
     let injected = cases.iter().filter(|case| case.is_injected).count();
     let counted: Decimal = samples(&sidecar.exposition(), "taffrail_rewrites_total")
         .into_iter()
+        .filter(|(labels, _)| labels["kind"] == "usage_injection")
         .map(|(_, value)| value)
         .sum();
     assert_eq!(counted, injected.into());
@@ -974,6 +975,9 @@ async fn a_large_request_that_needs_no_option_is_padded_to_the_length_announced(
     }
     for provider in ["openai", "azure", "groq"] {
         assert_eq!(injections(&sidecar, provider), Some(0.0), "{provider}");
+        let padded = format!("taffrail_rewrites_total{{provider=\"{provider}\",kind=\"padding\"}}");
+        let expected = if provider == "openai" { 9.0 } else { 8.0 };
+        assert_eq!(sidecar.sample(&padded), Some(expected), "{provider}");
     }
 }
 
