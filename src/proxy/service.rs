@@ -272,6 +272,8 @@ impl Service {
             let mut tap = tap.borrow_mut();
             tap.push(&bytes);
             tap.end();
+            // The reader knows by now whether it is a stream; most are not, and need no look.
+            let may_inject = may_inject && tap.facts().stream == Some(true);
             let injected = may_inject.then(|| rewrite::inject_usage(&bytes)).flatten();
             let injection = if injected.is_some() {
                 Injection::Done
