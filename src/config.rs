@@ -32,17 +32,6 @@ pub use load::{
 };
 pub use reference::{json_schema, markdown};
 
-/// The providers that Taffrail knows by name, each with the upstream that is used unless
-/// configuration says otherwise; `None` where there is no common one.
-pub const BUILT_IN_PROVIDERS: &[(&str, Option<&str>)] = &[
-    ("openai", Some("https://api.openai.com")),
-    ("azure", None),
-    ("anthropic", Some("https://api.anthropic.com")),
-    ("openrouter", Some("https://openrouter.ai")),
-    ("replicate", Some("https://api.replicate.com")),
-    ("fal", Some("https://fal.run")),
-];
-
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
