@@ -69,6 +69,26 @@ pub struct Config {
     pub log: telemetry::Config,
 }
 
+impl Config {
+    /// The keys that say something, and that nothing in this version acts on: a user is to be
+    /// told so.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let has_billing_url = self.providers.values().any(|it| it.billing_url.is_some());
+        [
+            ("role = \"exporter\"", self.role == Role::Exporter),
+            ("admin.token_file", self.admin.token_file.is_some()),
+            ("providers.*.billing_url", has_billing_url),
+            ("accounts", !self.accounts.is_empty()),
+            ("schedule", self.schedule != Schedule::default()),
+            ("jobs", self.jobs != Jobs::default()),
+            ("retention", self.retention != Retention::default()),
+        ]
+        .into_iter()
+        .filter_map(|(key, is_set)| is_set.then_some(key))
+        .collect()
+    }
+}
+
 /// What this process does.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
