@@ -28,15 +28,11 @@ use crate::store::drain::{Drain, Event, Shipped};
 
 /// A running server.
 pub struct App {
-    proxy: Option<Proxy>,
+    traffic: Option<Traffic>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
-    grace: Duration,
-    journal: Arc<Journal>,
     store: Store,
     metrics: Arc<Metrics>,
-    draining: CancellationToken,
-    drain: JoinHandle<()>,
     serving_admin: CancellationToken,
     admin: JoinHandle<()>,
 }
@@ -49,6 +45,9 @@ impl App {
     /// When a listener, the journal or a configured file cannot be opened. The state of the
     /// store is no reason: records wait in the journal.
     pub fn start(config: &Config) -> anyhow::Result<App> {
+        for key in config.without_effect() {
+            tracing::warn!(key, "is configured, but has no effect in this version");
+        }
         let routes = routes(config)?;
         let names: Vec<String> = routes.names().map(|name| name.to_string()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -59,6 +58,7 @@ impl App {
             let models = u64::try_from(prices.models(provider).count()).unwrap_or(u64::MAX);
             metrics.price_models(provider, "catalog", models);
         }
+        metrics.on_scrape(Box::new(|metrics| metrics.process(&process::read())));
         // The ports come first: that another process runs is the likeliest trouble, and then its
         // journal is not this one's to touch.
         let proxy_listener = match config.role {
@@ -70,46 +70,11 @@ impl App {
         if proxy_listener.is_some() {
             provide_descriptors(config.proxy.connections_max);
         }
-        let tls = tls_config(config.proxy.upstream_ca_file.as_deref())
-            .context("cannot use proxy.upstream_ca_file")?;
-
-        let on_fsync = {
-            let metrics = metrics.clone();
-            Arc::new(move |duration| metrics.journal_fsync(duration))
-        };
-        let (journal, recovery) = Journal::open(&config.journal, Arc::new(LocalDisk), on_fsync)?;
-        let journal = Arc::new(journal);
-        let instance = instance();
-        let ledger = Ledger::new(metrics.clone(), journal.clone());
-        recover(recovery, &ledger, &instance);
-        metrics.on_scrape(scrape_hook(&journal, config.journal.max_bytes.as_u64()));
-
         let store = Store::lazy(&config.store)?;
-        let draining = CancellationToken::new();
-        let drain = Drain::new(
-            journal.clone(),
-            store.clone(),
-            config.store.drain.clone(),
-            clock::new_id().as_u64_pair().1,
-            store_observer(&metrics),
-        );
-        let drain = tokio::spawn(drain.run(draining.clone()));
-
-        let proxy = match proxy_listener {
+        let traffic = match proxy_listener {
             None => None,
-            Some(listener) => Some(Proxy::start(
-                listener,
-                ProxyParts {
-                    config: config.proxy.clone(),
-                    meter: config.meter.clone(),
-                    attribution: config.attribution.clone(),
-                    pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
-                    routes,
-                    ledger,
-                    prices,
-                    instance,
-                    tls,
-                },
+            Some(listener) => Some(Traffic::start(
+                config, listener, routes, prices, &metrics, &store,
             )?),
         };
         let ready = Arc::new(AtomicBool::new(true));
@@ -117,7 +82,7 @@ impl App {
         let state = admin::State {
             metrics: metrics.clone(),
             ready: ready.clone(),
-            info: info(config, proxy.as_ref().map(Proxy::address), &store, &journal),
+            info: info(config, traffic.as_ref(), &store),
             sync: None,
             reload: None,
             token_file: config.admin.token_file.clone(),
@@ -126,15 +91,11 @@ impl App {
         let listener = tokio::net::TcpListener::from_std(admin_listener)?;
         let admin = tokio::spawn(admin::serve(listener, state, serving_admin.clone()));
         Ok(App {
-            proxy,
+            traffic,
             admin_address,
             ready,
-            grace: config.proxy.shutdown_grace,
-            journal,
             store,
             metrics,
-            draining,
-            drain,
             serving_admin,
             admin,
         })
@@ -142,7 +103,7 @@ impl App {
 
     /// The proxy's address, if this role has one.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
-        self.proxy.as_ref().map(Proxy::address)
+        self.traffic.as_ref().map(|traffic| traffic.proxy.address())
     }
 
     /// The admin listener's address.
@@ -166,21 +127,89 @@ impl App {
     /// # Errors
     /// When the journal cannot be made durable.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> anyhow::Result<()> {
-        if let Some(proxy) = self.proxy {
-            proxy.stop(self.grace, hurry).await;
-        }
-        self.ready.store(false, Ordering::Relaxed);
+        let stopped = match self.traffic {
+            Some(traffic) => traffic.stop(hurry, &self.ready).await,
+            None => Ok(()),
+        };
+        self.store.close().await;
+        self.serving_admin.cancel();
+        self.admin.await?;
+        stopped
+    }
+}
+
+/// What relays traffic and brings its records to the store.
+struct Traffic {
+    proxy: Proxy,
+    grace: Duration,
+    journal: Arc<Journal>,
+    draining: CancellationToken,
+    drain: JoinHandle<()>,
+}
+
+impl Traffic {
+    fn start(
+        config: &Config,
+        listener: std::net::TcpListener,
+        routes: Routes,
+        prices: Arc<PriceBook>,
+        metrics: &Arc<Metrics>,
+        store: &Store,
+    ) -> anyhow::Result<Traffic> {
+        let tls = tls_config(config.proxy.upstream_ca_file.as_deref())
+            .context("cannot use proxy.upstream_ca_file")?;
+        let on_fsync = {
+            let metrics = metrics.clone();
+            Arc::new(move |duration| metrics.journal_fsync(duration))
+        };
+        let (journal, recovery) = Journal::open(&config.journal, Arc::new(LocalDisk), on_fsync)?;
+        let journal = Arc::new(journal);
+        let instance = instance();
+        let ledger = Ledger::new(metrics.clone(), journal.clone());
+        recover(recovery, &ledger, &instance);
+        metrics.on_scrape(scrape_hook(&journal, config.journal.max_bytes.as_u64()));
+
+        let draining = CancellationToken::new();
+        let drain = Drain::new(
+            journal.clone(),
+            store.clone(),
+            config.store.drain.clone(),
+            clock::new_id().as_u64_pair().1,
+            store_observer(metrics),
+        );
+        let drain = tokio::spawn(drain.run(draining.clone()));
+        let parts = ProxyParts {
+            config: config.proxy.clone(),
+            meter: config.meter.clone(),
+            attribution: config.attribution.clone(),
+            pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+            routes,
+            ledger,
+            prices,
+            instance,
+            tls,
+        };
+        Ok(Traffic {
+            proxy: Proxy::start(listener, parts)?,
+            grace: config.proxy.shutdown_grace,
+            journal,
+            draining,
+            drain,
+        })
+    }
+
+    /// As [`App::stop`]; `ready` becomes false when nothing is served any more.
+    async fn stop(self, hurry: impl Future<Output = ()>, ready: &AtomicBool) -> anyhow::Result<()> {
+        self.proxy.stop(self.grace, hurry).await;
+        ready.store(false, Ordering::Relaxed);
         let journal = self.journal.clone();
         let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
         self.draining.cancel();
         self.drain.await?;
-        self.store.close().await;
         let pending = self.journal.stats().pending_records;
         if pending > 0 {
             tracing::warn!(pending, "records wait in the journal for the next start");
         }
-        self.serving_admin.cancel();
-        self.admin.await?;
         synced.context("the journal is not durable")
     }
 }
@@ -315,7 +344,6 @@ fn scrape_hook(journal: &Arc<Journal>, bytes_max: u64) -> crate::metrics::Scrape
             bytes_max,
             oldest_record_age: age,
         });
-        metrics.process(&process::read());
     })
 }
 
@@ -341,28 +369,26 @@ fn store_observer(metrics: &Arc<Metrics>) -> crate::store::drain::Observer {
 }
 
 /// The lines of the landing page.
-fn info(
-    config: &Config,
-    proxy: Option<SocketAddr>,
-    store: &Store,
-    journal: &Arc<Journal>,
-) -> admin::Info {
+fn info(config: &Config, traffic: Option<&Traffic>, store: &Store) -> admin::Info {
     let role = format!("{:?}", config.role).to_lowercase();
-    let (store, journal) = (store.description(), journal.clone());
+    let store = store.description();
+    let traffic = traffic.map(|traffic| (traffic.proxy.address(), traffic.journal.clone()));
     Arc::new(move || {
-        let mut lines = vec![("role".to_owned(), role.clone())];
-        if let Some(proxy) = proxy {
+        let mut lines = vec![
+            ("role".to_owned(), role.clone()),
+            ("store".to_owned(), store.clone()),
+        ];
+        if let Some((proxy, journal)) = &traffic {
             lines.push(("proxy".to_owned(), format!("http://{proxy}/<provider>/…")));
+            let stats = journal.stats();
+            lines.push((
+                "journal".to_owned(),
+                format!(
+                    "{} records pending, {} bytes",
+                    stats.pending_records, stats.disk_bytes
+                ),
+            ));
         }
-        let stats = journal.stats();
-        lines.push(("store".to_owned(), store.clone()));
-        lines.push((
-            "journal".to_owned(),
-            format!(
-                "{} records pending, {} bytes",
-                stats.pending_records, stats.disk_bytes
-            ),
-        ));
         lines
     })
 }

@@ -19,7 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::config::{BUILT_IN_PROVIDERS, Config, Role};
+use crate::config::{Config, Role};
+use crate::provider;
 use crate::proxy::{ERROR_HEADER, tls_config};
 use crate::store::{self, Store, StoreError};
 
@@ -92,6 +93,11 @@ pub fn passed(items: &[Item]) -> bool {
 pub async fn check(config: &Config) -> Vec<Item> {
     // It would not be here if it did not hold.
     let mut items = vec![Item::of("configuration", Ok("holds".to_owned()))];
+    items.extend(config.without_effect().into_iter().map(|key| Item {
+        status: Status::Skip,
+        name: key.to_owned(),
+        detail: "has no effect in this version".to_owned(),
+    }));
     items.push(Item::of("admin.listen", admin_port(config).await));
     if config.role == Role::Exporter {
         let detail = "the role is exporter, which relays no traffic".to_owned();
@@ -355,9 +361,10 @@ impl Target {
 
 /// Every upstream that requests can go to, by provider.
 fn targets(config: &Config) -> Vec<Target> {
-    let defaults = BUILT_IN_PROVIDERS
-        .iter()
-        .filter_map(|(name, upstream)| Some((*name, (*upstream)?)));
+    let defaults = provider::BUILTIN.iter().filter_map(|name| {
+        let upstream = provider::builtin(name)?.default_upstream()?;
+        Some((*name, upstream))
+    });
     let mut upstreams: BTreeMap<&str, &str> = defaults.collect();
     for (name, provider) in &config.providers {
         if let Some(upstream) = &provider.upstream {

@@ -32,17 +32,6 @@ pub use load::{
 };
 pub use reference::{json_schema, markdown};
 
-/// The providers that Taffrail knows by name, each with the upstream that is used unless
-/// configuration says otherwise; `None` where there is no common one.
-pub const BUILT_IN_PROVIDERS: &[(&str, Option<&str>)] = &[
-    ("openai", Some("https://api.openai.com")),
-    ("azure", None),
-    ("anthropic", Some("https://api.anthropic.com")),
-    ("openrouter", Some("https://openrouter.ai")),
-    ("replicate", Some("https://api.replicate.com")),
-    ("fal", Some("https://fal.run")),
-];
-
 /// Everything that can be configured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -78,6 +67,26 @@ pub struct Config {
     pub prices: Prices,
     /// Taffrail's own log, on standard error.
     pub log: telemetry::Config,
+}
+
+impl Config {
+    /// The keys that say something, and that nothing in this version acts on: a user is to be
+    /// told so.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let has_billing_url = self.providers.values().any(|it| it.billing_url.is_some());
+        [
+            ("role = \"exporter\"", self.role == Role::Exporter),
+            ("admin.token_file", self.admin.token_file.is_some()),
+            ("providers.*.billing_url", has_billing_url),
+            ("accounts", !self.accounts.is_empty()),
+            ("schedule", self.schedule != Schedule::default()),
+            ("jobs", self.jobs != Jobs::default()),
+            ("retention", self.retention != Retention::default()),
+        ]
+        .into_iter()
+        .filter_map(|(key, is_set)| is_set.then_some(key))
+        .collect()
+    }
 }
 
 /// What this process does.

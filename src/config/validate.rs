@@ -7,33 +7,30 @@ use std::path::Path;
 use std::time::Duration;
 
 use croner::parser::{CronParser, Seconds, Year};
+use http::header::{self, HeaderName};
 
 use super::load::read_secret_file;
-use super::{BUILT_IN_PROVIDERS, Config, KeyPath, Role};
+use super::{Config, KeyPath, Role};
 use crate::metrics::labels::{
     ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
 };
-use crate::proxy::{AttributionConfig, Providers, Upstream};
+use crate::provider;
+use crate::proxy::{AttributionConfig, KEY_FIELDS, Providers, Upstream, UpstreamUrlError};
 use crate::store::Dimension;
 use crate::telemetry;
 
 /// The longest provider name, in characters: it is a path segment of every request.
 const PROVIDER_NAME_CHARS_MAX: usize = 32;
 
-/// Routes that belong to a built-in provider besides its name.
-const TAKEN_ROUTES: &[&str] = &["fal-queue", "fal-proxy"];
+/// Names that later versions build in: a provider declared under one of them would change its
+/// meaning then.
+const RESERVED_NAMES: &[&str] = &["replicate", "fal", "fal-queue", "fal-proxy"];
 
-/// Headers that carry credentials and must not become labels.
-const CREDENTIAL_HEADERS: &[&str] = &[
-    "authorization",
-    "proxy-authorization",
-    "cookie",
-    "x-api-key",
-    "api-key",
-    "x-goog-api-key",
-    "xi-api-key",
-    "x-fal-key",
-];
+/// Headers that carry credentials besides API keys.
+const CREDENTIAL_FIELDS: [HeaderName; 2] = [header::PROXY_AUTHORIZATION, header::COOKIE];
+
+/// What is wrong with a reserved name.
+const NOT_YET: &str = "this version does not have the provider";
 
 /// A rule that does not hold.
 #[derive(Debug, Clone, PartialEq)]
@@ -203,20 +200,21 @@ impl Rules {
                 );
             }
         }
-        for (label, header) in &attribution.headers {
-            let name = header.to_ascii_lowercase();
-            if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
-                self.add(
+        for (label, name) in &attribution.headers {
+            match HeaderName::from_bytes(name.as_bytes()) {
+                Err(_) => self.add(
                     key("headers", label),
-                    format!("{header:?} is not the name of a header"),
+                    format!("{name:?} is not the name of a header"),
                     "a name such as \"x-taffrail-feature\"",
-                );
-            } else if CREDENTIAL_HEADERS.contains(&name.as_str()) {
-                self.add(
-                    key("headers", label),
-                    format!("{name} carries a credential, which must not become a label"),
-                    "a header of your own, such as \"x-taffrail-feature\"",
-                );
+                ),
+                Ok(name) if KEY_FIELDS.contains(&name) || CREDENTIAL_FIELDS.contains(&name) => {
+                    self.add(
+                        key("headers", label),
+                        format!("{name} carries a credential, which must not become a label"),
+                        "a header of your own, such as \"x-taffrail-feature\"",
+                    );
+                }
+                Ok(_) => {}
             }
         }
         let count = attribution.fixed.len() + attribution.headers.len();
@@ -232,7 +230,7 @@ impl Rules {
     fn providers(&mut self, providers: &Providers) {
         for (name, provider) in providers {
             let table = KeyPath::new(["providers", name]);
-            let built_in = built_in(name);
+            let built_in = provider::builtin(name);
             if !is_provider_name(name) {
                 self.add(
                     table,
@@ -244,13 +242,13 @@ impl Rules {
                 );
                 continue;
             }
-            if TAKEN_ROUTES.contains(&name.as_str()) {
-                let accepted = "another name, or the keys of [providers.fal]";
-                self.add(table, "a route of the provider fal", accepted);
+            if built_in.is_none() && RESERVED_NAMES.contains(&name.as_str()) {
+                let accepted = format!("a built-in name: {}, or another one", built_in_names());
+                self.add(table, NOT_YET, accepted);
                 continue;
             }
-            let has_default = matches!(built_in, Some(Some(_)));
-            if provider.upstream.is_none() && !has_default {
+            let default = built_in.as_ref().and_then(|known| known.default_upstream());
+            if provider.upstream.is_none() && default.is_none() {
                 self.add(
                     table.join("upstream"),
                     "missing, and there is no default for this provider",
@@ -283,10 +281,12 @@ impl Rules {
         let mut seen: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for (index, account) in config.accounts.iter().enumerate() {
             let table = KeyPath::new(["accounts", &index.to_string()]);
-            let is_known = built_in(&account.provider).is_some()
-                || config.providers.contains_key(&account.provider);
-            if account.provider.is_empty() {
+            let name = account.provider.as_str();
+            let is_known = provider::BUILTIN.contains(&name) || config.providers.contains_key(name);
+            if name.is_empty() {
                 self.add(table.join("provider"), "missing", known_names(config));
+            } else if !is_known && RESERVED_NAMES.contains(&name) {
+                self.add(table.join("provider"), NOT_YET, known_names(config));
             } else if !is_known {
                 let what = format!("{:?} is not a known provider", account.provider);
                 self.add(table.join("provider"), what, known_names(config));
@@ -424,12 +424,8 @@ impl Rules {
     }
 
     fn url(&mut self, key: KeyPath, url: &str) {
-        if let Err(what) = check_url(url) {
-            self.add(
-                key,
-                what,
-                "http:// or https://, a host, perhaps a port and a path",
-            );
+        if let Err(error) = Upstream::parse(url) {
+            self.add(key, error.to_string(), UpstreamUrlError::ACCEPTED);
         }
     }
 }
@@ -447,43 +443,6 @@ fn lower_case(sentence: &impl ToString) -> String {
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() == other.port() && one.port() != 0 && (is_any || one.ip() == other.ip())
-}
-
-/// Whether a URL can be an upstream. The error does not quote it: it may hold a credential.
-fn check_url(url: &str) -> Result<(), &'static str> {
-    let rest = match url.split_once("://") {
-        Some(("http" | "https", rest)) => rest,
-        Some(_) => return Err("the scheme is not http or https"),
-        None => return Err("not a URL"),
-    };
-    if rest.contains('#') {
-        return Err("the URL has a fragment");
-    }
-    if rest.contains('?') {
-        return Err("the URL has a query");
-    }
-    let authority = rest.split('/').next().unwrap_or_default();
-    if authority.contains('@') {
-        return Err("the URL has a user or password in it");
-    }
-    let parsed: Result<http::Uri, _> = url.parse();
-    match parsed.ok().as_ref().and_then(http::Uri::authority) {
-        Some(authority) if !authority.host().is_empty() => {
-            let port = authority.as_str().rsplit_once(':').map(|(_, port)| port);
-            let is_bracketed = authority.as_str().ends_with(']');
-            match port {
-                Some(_) if !is_bracketed && authority.port_u16().is_none_or(|port| port == 0) => {
-                    Err("the port is not a port")
-                }
-                // What the proxy cannot read, it could not serve.
-                _ => match Upstream::parse(url) {
-                    Ok(_) => Ok(()),
-                    Err(_) => Err("the host is not a name"),
-                },
-            }
-        }
-        _ => Err("not a URL"),
-    }
 }
 
 fn check_file(path: &Path) -> Result<(), String> {
@@ -524,22 +483,13 @@ fn is_provider_name(name: &str) -> bool {
     is_first && name.len() <= PROVIDER_NAME_CHARS_MAX && name.bytes().all(is_name_byte)
 }
 
-/// The default upstream of a built-in provider, if the name is one.
-fn built_in(name: &str) -> Option<Option<&'static str>> {
-    let mut providers = BUILT_IN_PROVIDERS.iter();
-    providers
-        .find(|(own, _)| *own == name)
-        .map(|(_, upstream)| *upstream)
-}
-
 fn built_in_names() -> String {
-    let names: Vec<&str> = BUILT_IN_PROVIDERS.iter().map(|(name, _)| *name).collect();
-    names.join(", ")
+    provider::BUILTIN.join(", ")
 }
 
 fn known_names(config: &Config) -> String {
     let declared = config.providers.keys().map(String::as_str);
-    let declared = declared.filter(|name| built_in(name).is_none());
+    let declared = declared.filter(|name| !provider::BUILTIN.contains(name));
     std::iter::once(built_in_names().as_str())
         .chain(declared)
         .collect::<Vec<_>>()
@@ -553,35 +503,6 @@ mod tests {
     #[test]
     fn the_defaults_break_no_rule() {
         assert_eq!(findings(&Config::default()), []);
-    }
-
-    #[test]
-    fn an_upstream_is_a_plain_http_url() {
-        for good in [
-            "http://127.0.0.1:9999",
-            "https://api.groq.com/openai",
-            "https://api.openai.com/",
-            "http://[::1]:8080/v1",
-            "http://[::1]",
-        ] {
-            assert_eq!(check_url(good), Ok(()), "{good}");
-        }
-        for (bad, what) in [
-            ("api.openai.com", "not a URL"),
-            ("https://", "not a URL"),
-            ("https:///v1", "not a URL"),
-            ("https://a b", "not a URL"),
-            ("ftp://host", "the scheme is not http or https"),
-            ("https://host/#x", "the URL has a fragment"),
-            ("https://host?x=1", "the URL has a query"),
-            ("https://u:p@host", "the URL has a user or password in it"),
-            ("https://host:0", "the port is not a port"),
-            ("https://host:99999", "the port is not a port"),
-            ("https://host:", "the port is not a port"),
-            ("https://ho_st!", "the host is not a name"),
-        ] {
-            assert_eq!(check_url(bad), Err(what), "{bad}");
-        }
     }
 
     #[test]

@@ -13,13 +13,14 @@ use crate::caller::{Caller, parse_traceparent};
 /// The longest attribution value, in characters.
 const ATTRIBUTION_CHARS_MAX: usize = 128;
 
-/// The fields that carry API keys, of all providers.
-const KEY_FIELDS: [HeaderName; 5] = [
+/// The fields that carry API keys, of all providers. Their values leave in the request alone.
+pub const KEY_FIELDS: [HeaderName; 6] = [
     header::AUTHORIZATION,
     HeaderName::from_static("x-api-key"),
     HeaderName::from_static("api-key"),
     HeaderName::from_static("xi-api-key"),
     HeaderName::from_static("x-goog-api-key"),
+    HeaderName::from_static("x-fal-key"),
 ];
 
 /// Whom requests are attributed to. Each name becomes a metric label and a key of a row's

@@ -28,7 +28,7 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use identity::AttributionConfig;
+pub use identity::{AttributionConfig, KEY_FIELDS};
 pub use refusal::ERROR_HEADER;
 pub use route::{Route, Routes};
 pub use upstream::{Upstream, UpstreamUrlError};

@@ -48,11 +48,14 @@ pub struct Upstream {
     host_header: HeaderValue,
 }
 
-/// Why an upstream's URL is refused.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{problem}; accepted is http://host[:port][/path] or https://…")]
-pub struct UpstreamUrlError {
-    problem: &'static str,
+/// Why an upstream's URL is refused. It does not quote the URL, which may hold a credential.
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct UpstreamUrlError(&'static str);
+
+impl UpstreamUrlError {
+    /// What is accepted instead.
+    pub const ACCEPTED: &str = "http:// or https://, a host, perhaps a port and a path";
 }
 
 impl Upstream {
@@ -61,40 +64,51 @@ impl Upstream {
     /// # Errors
     /// When it is no absolute http or https URL, or has user information, a query or a fragment.
     pub fn parse(url: &str) -> Result<Upstream, UpstreamUrlError> {
-        let refuse = |problem| UpstreamUrlError { problem };
-        let uri: Uri = url.parse().map_err(|_| refuse("not a URL"))?;
-        let is_tls = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => false,
-            _ => return Err(refuse("the scheme is neither http nor https")),
+        let refuse = |problem| Err(UpstreamUrlError(problem));
+        let (is_tls, default_port, rest) = match url.split_once("://") {
+            Some(("https", rest)) => (true, 443, rest),
+            Some(("http", rest)) => (false, 80, rest),
+            Some(_) => return refuse("the scheme is not http or https"),
+            None => return refuse("not a URL"),
         };
-        let authority = uri.authority().ok_or_else(|| refuse("there is no host"))?;
-        if authority.as_str().contains('@') {
-            return Err(refuse("user information is not allowed"));
+        if rest.contains('#') {
+            return refuse("the URL has a fragment");
         }
-        if uri.query().is_some() || url.contains('#') {
-            return Err(refuse("a query or fragment is not allowed"));
+        if rest.contains('?') {
+            return refuse("the URL has a query");
         }
+        if rest.split('/').next().unwrap_or_default().contains('@') {
+            return refuse("the URL has a user or password in it");
+        }
+        let Ok(uri) = url.parse::<Uri>() else {
+            return refuse("not a URL");
+        };
+        let Some(authority) = uri.authority().filter(|it| !it.host().is_empty()) else {
+            return refuse("not a URL");
+        };
+        let after_host = authority.as_str().strip_prefix(authority.host());
+        let port = match (after_host, authority.port_u16()) {
+            (Some(""), _) => default_port,
+            (_, Some(port)) if port > 0 => port,
+            _ => return refuse("the port is not a port"),
+        };
         let host = authority
             .host()
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
-        let tls = match is_tls {
-            true => Some(
-                ServerName::try_from(host.clone()).map_err(|_| refuse("the host is not a name"))?,
-            ),
-            false => None,
+        let (Ok(name), Ok(host_header)) = (
+            ServerName::try_from(host.clone()),
+            HeaderValue::from_str(authority.as_str()),
+        ) else {
+            return refuse("the host is not a name");
         };
         Ok(Upstream {
-            port: authority
-                .port_u16()
-                .unwrap_or(if is_tls { 443 } else { 80 }),
             host,
-            tls,
+            port,
+            tls: is_tls.then_some(name),
             base_path: uri.path().trim_end_matches('/').to_owned(),
-            host_header: HeaderValue::from_str(authority.as_str())
-                .map_err(|_| refuse("the host is not a name"))?,
+            host_header,
         })
     }
 
@@ -606,6 +620,58 @@ impl Piece {
                 Ok(bytes) => Piece::Data(bytes),
                 Err(frame) => frame.into_trailers().map_or(Piece::End, Piece::Trailers),
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_is_a_plain_http_url() {
+        for (good, host, port, base_path) in [
+            ("http://127.0.0.1:9999", "127.0.0.1", 9999, ""),
+            (
+                "https://api.groq.com/openai",
+                "api.groq.com",
+                443,
+                "/openai",
+            ),
+            ("https://api.openai.com/", "api.openai.com", 443, ""),
+            ("http://[::1]:8080/v1/", "::1", 8080, "/v1"),
+            ("https://[::1]", "::1", 443, ""),
+            ("http://my_vllm", "my_vllm", 80, ""),
+        ] {
+            let upstream = Upstream::parse(good).unwrap();
+            let read = (
+                upstream.host.as_str(),
+                upstream.port,
+                upstream.base_path.as_str(),
+            );
+            assert_eq!(read, (host, port, base_path), "{good}");
+        }
+        for (bad, problem) in [
+            ("api.openai.com", "not a URL"),
+            ("https://", "not a URL"),
+            ("https:///v1", "not a URL"),
+            ("https://a b", "not a URL"),
+            ("https://:443", "not a URL"),
+            ("ftp://host", "the scheme is not http or https"),
+            ("https://host/#x", "the URL has a fragment"),
+            ("https://host?x=1", "the URL has a query"),
+            ("https://u:p@host", "the URL has a user or password in it"),
+            ("https://host:0", "the port is not a port"),
+            ("https://host:99999", "the port is not a port"),
+            ("http://[::1]:99999", "the port is not a port"),
+            ("https://host:", "the port is not a port"),
+            ("https://ho_st!", "the host is not a name"),
+        ] {
+            assert_eq!(
+                Upstream::parse(bad).unwrap_err(),
+                UpstreamUrlError(problem),
+                "{bad}"
+            );
         }
     }
 }

@@ -160,6 +160,22 @@ async fn a_journal_of_another_process_stops_the_start_and_that_one_goes_on() {
 }
 
 #[tokio::test]
+async fn an_exporter_has_no_journal_and_what_has_no_effect_is_told() {
+    let mut home = Home::without_provider();
+    home.set("ROLE", "exporter");
+    home.set("RETENTION__LOGS", "30d");
+    let process = home.spawn();
+    eventually("it serves", async || {
+        process.log().contains("\"message\":\"serving\"")
+    })
+    .await;
+    let log = process.kill().await;
+    assert!(log.contains("has no effect in this version"), "{log}");
+    assert!(log.contains("retention"), "{log}");
+    assert!(!home.journal().exists(), "there is a journal");
+}
+
+#[tokio::test]
 async fn every_problem_of_a_configuration_is_listed_with_exit_code_2() {
     let mut home = Home::without_provider();
     home.set("STORE__URL", "mysql://localhost");
