@@ -92,7 +92,8 @@ impl Dialect {
             })
             .collect();
         let after = resident();
-        drop(meters);
+        // What is freed would be found again by the next.
+        std::mem::forget(meters);
         (after - before) / METERS
     }
 
