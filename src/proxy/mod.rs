@@ -1,3 +1,4 @@
+//! The proxy: relays what applications ask of their providers, and meters it on the way.
 //!
 //! `worker` accepts connections, `service` serves one request, `upstream` is the half towards
 //! the provider behind the one seam `exchange`, `relay` brings the response back and `settle`
@@ -15,6 +16,7 @@ mod route;
 mod service;
 mod settle;
 mod stream;
+mod tls;
 mod upstream;
 mod worker;
 
@@ -30,8 +32,9 @@ use serde::{Deserialize, Serialize};
 pub use identity::{AttributionConfig, KEY_FIELDS};
 pub use refusal::ERROR_HEADER;
 pub use route::{Route, Routes};
+pub use tls::tls_config;
 pub use upstream::{Upstream, UpstreamUrlError};
-pub use worker::{Proxy, ProxyParts, tls_config};
+pub use worker::{Proxy, ProxyParts};
 
 /// The proxy's listener and limits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
