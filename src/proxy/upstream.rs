@@ -312,7 +312,9 @@ impl Upstreams {
         is_retried: bool,
     ) -> Exchanged {
         let (head, body) = response.into_parts();
-        let is_uploading = progress.is_some_and(|progress| !progress.is_done.get());
+        // A body that still waits for `100 Continue` will not be sent any more.
+        let is_uploading =
+            progress.is_some_and(|progress| !progress.is_done.get() && !progress.is_held.get());
         if is_uploading && let Some(connection) = link.connection.take() {
             // The upload must go on while the client does not read the response, so the
             // connection gets a task of its own and is not pooled afterwards.

@@ -694,3 +694,22 @@ async fn a_head_up_to_the_limit_passes_and_a_longer_one_does_not() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_expectation_leaves_no_connection_behind() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let request =
+        b"POST /up/x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    let refusal = b"HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\n\r\nno";
+    provider.write_all(refusal).await.unwrap();
+    read_until(&mut client, b"no").await;
+    assert!(
+        is_closed_soon(&mut provider).await,
+        "the upstream stays open"
+    );
+}
