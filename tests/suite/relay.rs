@@ -713,3 +713,67 @@ async fn a_refused_expectation_leaves_no_connection_behind() {
         "the upstream stays open"
     );
 }
+
+/// A pooled connection, and the time that it then stays open with a request on it.
+fn breaking_after(pause: Duration) -> Vec<Vec<Act>> {
+    vec![
+        vec![
+            Act::Read,
+            ok("warm"),
+            Act::Read,
+            Act::Pause(pause),
+            Act::Close,
+        ],
+        vec![Act::Read, ok("again"), Act::AwaitClose],
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_the_provider_may_have_worked_on_is_not_sent_again() {
+    const POST: &[u8] = b"POST /up/x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi";
+    let (at_once, later) = (Duration::ZERO, Duration::from_millis(900));
+    for (request, pause, status, requests) in [
+        (POST, at_once, 200, 3),
+        (POST, later, 502, 2),
+        // A repeated GET costs nothing.
+        (GET, later, 200, 3),
+    ] {
+        let upstream = Upstream::start_each(breaking_after(pause)).await;
+        let sidecar = Sidecar::start(upstream.address, Plain::new());
+        assert_eq!(ask(sidecar.address, GET).await.status, 200);
+        let case = (String::from_utf8_lossy(request), pause);
+        assert_eq!(
+            ask(sidecar.address, request).await.status,
+            status,
+            "{case:?}"
+        );
+        assert_eq!(upstream.requests().len(), requests, "{case:?}");
+        let record = sidecar.records(2).await.remove(1);
+        assert_eq!(record.outcome == Outcome::Ok, status == 200, "{case:?}");
+        let retries = sidecar.sample("taffrail_upstream_retries_total{provider=\"up\"}");
+        assert_eq!(
+            retries,
+            Some(if status == 200 { 1.0 } else { 0.0 }),
+            "{case:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switch_of_protocols_that_nobody_asked_for_is_no_response() {
+    let upstream = Upstream::start(vec![
+        Act::Read,
+        Act::send("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
+        Act::AwaitClose,
+    ])
+    .await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let seen = ask(sidecar.address, GET).await;
+    assert_eq!(seen.status, 502);
+    assert_eq!(
+        seen.headers["x-taffrail-error"],
+        [b"invalid_response".to_vec()]
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::UpstreamError);
+}
