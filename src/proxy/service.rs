@@ -259,7 +259,8 @@ impl Service {
     ) -> Result<Outgoing, Refusal> {
         let length = incoming.size_hint().exact();
         let is_small = length.is_some_and(|length| length <= WHOLE_BODY_BYTES_MAX);
-        if is_small && !headers.contains_key(header::EXPECT) {
+        let is_awaited = length != Some(0) && headers.contains_key(header::EXPECT);
+        if is_small && !is_awaited {
             let collected = tokio::time::timeout(self.idle_timeout, incoming.collect()).await;
             let Ok(Ok(collected)) = collected else {
                 return Err(Refusal::new(
@@ -289,6 +290,13 @@ impl Service {
                 progress: None,
                 injection,
             });
+        }
+        if length.is_none() {
+            // Without it hyper would take a GET to have no body.
+            headers.insert(
+                header::TRANSFER_ENCODING,
+                HeaderValue::from_static("chunked"),
+            );
         }
         let progress = Rc::new(Progress::default());
         let splicer = may_inject.then(Splicer::new);

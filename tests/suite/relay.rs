@@ -777,3 +777,23 @@ async fn a_switch_of_protocols_that_nobody_asked_for_is_no_response() {
     let record = sidecar.records(1).await.remove(0);
     assert_eq!(record.outcome, Outcome::UpstreamError);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_in_chunks_reaches_the_provider_whatever_the_method() {
+    for method in ["GET", "DELETE", "POST"] {
+        let upstream = Upstream::start(vec![Act::Read, ok("ok"), Act::AwaitClose]).await;
+        let sidecar = Sidecar::start(upstream.address, Plain::new());
+        let request = format!(
+            "{method} /up/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+             5\r\nhello\r\n0\r\n\r\n"
+        );
+        assert_eq!(ask(sidecar.address, request.as_bytes()).await.status, 200);
+        let seen = upstream.requests().remove(0);
+        assert!(
+            seen.ends_with(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+            "{}",
+            String::from_utf8_lossy(&seen)
+        );
+        assert_eq!(sidecar.records(1).await.remove(0).request_bytes, Some(5));
+    }
+}
