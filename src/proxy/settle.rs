@@ -343,15 +343,20 @@ impl Open {
             self.books.ledger.metrics().meter_panic();
         }
         match report {
-            Some(report) => self.enter(&mut record, report, end, &facts),
+            Some(report) => self.enter(&mut record, report, &facts),
             // Nobody read the response: all that is known is what the transport shows.
             None => record.outcome = unread_outcome(end, self.status),
         }
         if is_unread && record.outcome == Outcome::Ok {
             record.outcome = Outcome::ClientCancelled;
         }
-        if end == End::Cancelled && self.books.is_aborting.load(Ordering::Relaxed) {
-            record.outcome = Outcome::Interrupted;
+        // A response that has said its last word is not spoilt by the end of its connection.
+        if end == End::Cancelled && record.outcome == Outcome::ClientCancelled {
+            if self.books.is_aborting.load(Ordering::Relaxed) {
+                record.outcome = Outcome::Interrupted;
+            } else if std::thread::panicking() {
+                record.outcome = Outcome::ProxyError;
+            }
         }
         if record.cost_usd.is_none() && record.unpriced_reason.is_none() {
             record.unpriced_reason = unpriced_without_usage(&record, end);
@@ -361,7 +366,7 @@ impl Open {
     }
 
     /// Enters what the meter reported, and prices it.
-    fn enter(&self, record: &mut UsageRecord, report: Report, end: End, facts: &RequestFacts) {
+    fn enter(&self, record: &mut UsageRecord, report: Report, facts: &RequestFacts) {
         record.outcome = report.outcome;
         record.fidelity = report.fidelity;
         record.usage = Usage::total_of(report.parts.iter().map(|part| &part.usage));
@@ -378,10 +383,8 @@ impl Open {
             (None, _) if record.usage.is_empty() => {}
             (None, fidelity) => match self.price(record, &report, facts) {
                 Ok(priced) => {
-                    let is_inferred = report.estimated
-                        || priced.is_estimated
-                        || end != End::Complete
-                        || fidelity != Fidelity::Complete;
+                    let is_inferred =
+                        report.estimated || priced.is_estimated || fidelity != Fidelity::Complete;
                     record.cost_usd = Some(priced.cost.normalize());
                     record.price_version = Some(priced.version.to_string());
                     record.cost_source = Some(match is_inferred {

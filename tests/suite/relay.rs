@@ -797,3 +797,42 @@ async fn a_body_in_chunks_reaches_the_provider_whatever_the_method() {
         assert_eq!(sidecar.records(1).await.remove(0).request_bytes, Some(5));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_response_that_has_said_its_last_word_is_ok_though_its_client_leaves_or_the_process_ends()
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let openai = taffrail::provider::builtin("openai").unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), openai);
+    let body = br#"{"model":"m","stream":true,"stream_options":{"include_usage":true}}"#;
+    let head = format!(
+        "POST /up/v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    let stream = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n\
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\n\
+        data: [DONE]\n\n";
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(body).await.unwrap();
+        let (mut provider, _) = listener.accept().await.unwrap();
+        read_until(&mut provider, b"}}").await;
+        provider.write_all(stream.as_bytes()).await.unwrap();
+        read_until(&mut client, b"[DONE]").await;
+        open.push((client, provider));
+    }
+    let (client, mut provider) = open.remove(0);
+    drop(client);
+    assert!(is_closed_soon(&mut provider).await);
+    let Sidecar { proxy, journal, .. } = sidecar;
+    proxy
+        .stop(Duration::from_millis(100), std::future::pending())
+        .await;
+    let batch = journal.next_batch(10, usize::MAX).unwrap().unwrap();
+    let outcomes: Vec<Outcome> = batch.records.iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Ok, Outcome::Ok]);
+}
