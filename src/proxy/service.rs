@@ -1,5 +1,6 @@
 //! One request, from its head to the response that goes back.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::clock;
 use crate::metrics::Rewrite;
 use crate::provider::{Call, End, RequestHead};
 use crate::proxy::body::{Progress, RequestBody, RequestTap, Upload};
+use crate::proxy::guard::guarded;
 use crate::proxy::headers::{head_bytes, is_websocket_upgrade, lists, strip_hop_by_hop};
 use crate::proxy::identity::{Identity, strip_own_fields};
 use crate::proxy::refusal::Refusal;
@@ -25,10 +27,18 @@ use crate::proxy::route::{Route, Routes};
 use crate::proxy::settle::{Books, Opening, Settlement, is_event_stream};
 use crate::proxy::stream::Phase;
 use crate::proxy::upstream::{Exchanged, Upstreams};
+use crate::record::Operation;
 
 /// A body up to this size is read in full before the request goes out: it can then be sent
 /// again on a fresh connection, and its model is known from the start.
 const WHOLE_BODY_BYTES_MAX: u64 = 64 << 10;
+
+/// A call whose provider's code panicked over it.
+const UNRECOGNISED: Call = Call {
+    operation: Operation::Other,
+    route: Cow::Borrowed("unknown"),
+    model: None,
+};
 
 /// What a worker needs to serve requests.
 pub(super) struct Service {
@@ -158,8 +168,12 @@ impl Service {
             query,
             headers: &head.headers,
         };
-        let call = route.provider.recognise(asked);
-        let reader = route.provider.read_request(&call, asked);
+        let provider = &route.provider;
+        let call = guarded(|| provider.recognise(asked)).unwrap_or_else(|| {
+            self.books.ledger.metrics().meter_panic();
+            UNRECOGNISED
+        });
+        let reader = guarded(|| provider.read_request(&call, asked));
         let tap = Rc::new(RefCell::new(RequestTap::new(reader)));
         let mut settlement = Settlement::open(
             self.books.clone(),
@@ -246,7 +260,7 @@ impl Service {
         route.usage_injection
             && is_json
             && !headers.contains_key(header::CONTENT_ENCODING)
-            && route.provider.needs_usage_injection(call)
+            && guarded(|| route.provider.needs_usage_injection(call)).unwrap_or(false)
     }
 
     /// Prepares the request's body: whole if it is small, streaming otherwise.

@@ -836,3 +836,22 @@ async fn a_response_that_has_said_its_last_word_is_ok_though_its_client_leaves_o
     let outcomes: Vec<Outcome> = batch.records.iter().map(|record| record.outcome).collect();
     assert_eq!(outcomes, [Outcome::Ok, Outcome::Ok]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_whose_code_panics_at_the_outset_changes_nothing_for_the_client() {
+    let upstream = Upstream::start(vec![Act::Read, ok("fine"), Act::AwaitClose]).await;
+    let sidecar = Sidecar::start(upstream.address, Plain::panicking_at_the_outset());
+    let request = b"POST /up/x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}";
+    let seen = ask(sidecar.address, request).await;
+    assert_eq!(
+        (seen.status, seen.body, seen.ending),
+        (200, b"fine".to_vec(), Ending::Complete)
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(
+        (record.outcome, record.route.as_str()),
+        (Outcome::Ok, "unknown")
+    );
+    // The call, its body, the headroom and the response.
+    assert_eq!(sidecar.sample("taffrail_meter_panics_total"), Some(4.0));
+}
