@@ -18,6 +18,7 @@ mod service;
 mod settle;
 mod stream;
 mod tls;
+mod tunnel;
 mod upstream;
 mod worker;
 
@@ -61,8 +62,8 @@ pub struct Config {
     #[schemars(with = "String")]
     pub header_timeout: Duration,
     /// The longest silence: of a provider before or within a response, of a client between
-    /// requests or while it does not take what is sent to it. Reasoning models are silent for
-    /// minutes. There is no limit on the whole of a request.
+    /// requests or while it does not take what is sent to it, of both sides of a websocket.
+    /// Reasoning models are silent for minutes. There is no limit on the whole of a request.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub idle_timeout: Duration,

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::metrics::Rewrite;
-use crate::provider::{Call, End, RequestHead};
+use crate::provider::{Call, RequestHead};
 use crate::proxy::body::{Progress, RequestBody, RequestTap, Upload};
 use crate::proxy::guard::guarded;
 use crate::proxy::headers::{head_bytes, is_websocket_upgrade, lists, strip_hop_by_hop};
@@ -26,6 +26,7 @@ use crate::proxy::rewrite::{self, Splicer, UsageEventFilter};
 use crate::proxy::route::{Route, Routes};
 use crate::proxy::settle::{Books, Opening, Settlement, is_event_stream};
 use crate::proxy::stream::Phase;
+use crate::proxy::tunnel::Tunnel;
 use crate::proxy::upstream::{Exchanged, Upstreams};
 use crate::record::Operation;
 
@@ -402,22 +403,11 @@ impl Service {
             .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers
             .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let silence_max = self.idle_timeout;
         tokio::task::spawn_local(async move {
-            let (Ok(client), Ok(provider)) = (client.await, provider.await) else {
-                return;
-            };
-            let mut client = hyper_util::rt::TokioIo::new(client);
-            let mut provider = hyper_util::rt::TokioIo::new(provider);
-            let copied = tokio::io::copy_bidirectional(&mut client, &mut provider).await;
-            match copied {
-                Ok((up, down)) => {
-                    settlement.tunnelled(up, down);
-                    settlement.finish(End::Complete);
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "tunnel broke");
-                    settlement.finish(End::Truncated);
-                }
+            let tunnel = Tunnel::new(settlement);
+            if let (Ok(client), Ok(provider)) = (client.await, provider.await) {
+                tunnel.relay(client, provider, silence_max).await;
             }
         });
         Response::from_parts(head, ResponseBody::Own(None))

@@ -294,7 +294,7 @@ fn service(shared: &Arc<Shared>) -> Service {
     }
 }
 
-/// Counts a connection for as long as it lives.
+/// Counts a connection for as long as it lives, as a tunnel too.
 struct Counted {
     shared: Arc<Shared>,
     _gauge: Connection,
@@ -344,7 +344,7 @@ fn accept(
         header_timeout: shared.config.header_timeout,
         idle_timeout: shared.config.idle_timeout,
     };
-    let stream = TokioIo::new(ClientStream::new(socket, phase.clone(), limits));
+    let stream = TokioIo::new(ClientStream::new(socket, phase.clone(), limits, counted));
     let service = service.clone();
     let answering = service_fn(move |request| {
         let (service, phase) = (service.clone(), phase.clone());
@@ -361,7 +361,6 @@ fn accept(
         .with_upgrades();
     let mut stage = stage.clone();
     tokio::task::spawn_local(async move {
-        let _counted = counted;
         let mut connection = pin!(connection);
         let mut has_been_told = false;
         loop {

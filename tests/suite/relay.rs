@@ -855,3 +855,113 @@ async fn a_provider_whose_code_panics_at_the_outset_changes_nothing_for_the_clie
     // The call, its body, the headroom and the response.
     assert_eq!(sidecar.sample("taffrail_meter_panics_total"), Some(4.0));
 }
+
+/// A websocket through the sidecar: the client's end and the provider's.
+async fn websocket(sidecar: &Sidecar, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let request = b"GET /up/ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\n\
+        upgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n\
+        upgrade: websocket\r\n\r\nHELLO";
+    provider.write_all(answer).await.unwrap();
+    read_until(&mut client, b"HELLO").await;
+    client.write_all(b"ping").await.unwrap();
+    read_until(&mut provider, b"ping").await;
+    (client, provider)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_counts_as_a_connection_and_its_record_says_who_broke_it_off() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let (client, _provider) = websocket(&sidecar, &listener).await;
+    let connections = "taffrail_connections{listener=\"proxy\"}";
+    assert_eq!(sidecar.sample(connections), Some(1.0));
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::ClientCancelled);
+
+    let (_client, provider) = websocket(&sidecar, &listener).await;
+    provider.set_zero_linger().unwrap();
+    drop(provider);
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::UpstreamTruncated);
+    assert_eq!(
+        (record.request_bytes, record.response_bytes),
+        (Some(4), Some(5))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_ends_when_both_sides_are_silent() {
+    let config = Config {
+        idle_timeout: Duration::from_millis(300),
+        ..one_thread()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let sidecar = Sidecar::start_with(address, Plain::new(), config, MeterConfig::default());
+    let (mut client, mut provider) = websocket(&sidecar, &listener).await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.write_all(b"ping").await.unwrap();
+        read_until(&mut provider, b"ping").await;
+    }
+    assert!(
+        is_closed_soon(&mut client).await,
+        "the client is waited for"
+    );
+    assert!(
+        is_closed_soon(&mut provider).await,
+        "the provider is waited for"
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(
+        (record.outcome, record.request_bytes),
+        (Outcome::UpstreamTimeout, Some(44))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_end_of_the_process_cuts_off_is_recorded_with_what_was_seen() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let meter = MeterConfig {
+        on_client_disconnect: OnClientDisconnect::Drain,
+        ..MeterConfig::default()
+    };
+    let address = listener.local_addr().unwrap();
+    let sidecar = Sidecar::start_with(address, Plain::new(), one_thread(), meter);
+    let _websocket = websocket(&sidecar, &listener).await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+        client.write_all(GET).await.unwrap();
+        let (mut provider, _) = listener.accept().await.unwrap();
+        read_until(&mut provider, b"\r\n\r\n").await;
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello";
+        provider.write_all(head).await.unwrap();
+        read_until(&mut client, b"hello").await;
+        open.push((client, provider));
+    }
+    // One client has left, and its response is being read on.
+    let (client, mut provider) = open.remove(0);
+    drop(client);
+    assert!(!is_closed_soon(&mut provider).await);
+    let Sidecar { proxy, journal, .. } = sidecar;
+    proxy
+        .stop(Duration::from_millis(100), std::future::pending())
+        .await;
+    let batch = journal.next_batch(10, usize::MAX).unwrap().unwrap();
+    let mut seen: Vec<(Outcome, Option<u16>, Option<u64>)> = batch
+        .records
+        .iter()
+        .map(|record| (record.outcome, record.http_status, record.response_bytes))
+        .collect();
+    seen.sort_by_key(|(_, status, _)| *status);
+    let interrupted = |status| (Outcome::Interrupted, Some(status), Some(5));
+    assert_eq!(seen, [interrupted(101), interrupted(200), interrupted(200)]);
+}
