@@ -23,7 +23,7 @@ use tokio::task::LocalSet;
 
 use crate::caller::Instance;
 use crate::ledger::Ledger;
-use crate::metrics::{Connection, Listener};
+use crate::metrics::{Connection, Listener, ProxyError};
 use crate::price::PriceBook;
 use crate::proxy::identity::Identity;
 use crate::proxy::refusal::Refusal;
@@ -359,7 +359,7 @@ fn accept(
         .auto_date_header(false)
         .serve_connection(stream, answering)
         .with_upgrades();
-    let mut stage = stage.clone();
+    let (mut stage, shared) = (stage.clone(), shared.clone());
     tokio::task::spawn_local(async move {
         let mut connection = pin!(connection);
         let mut has_been_told = false;
@@ -367,6 +367,10 @@ fn accept(
             tokio::select! {
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
+                        // hyper has refused it by itself.
+                        if error.is_parse() {
+                            shared.ledger.metrics().proxy_error(ProxyError::BadRequest);
+                        }
                         tracing::debug!(%error, "a client connection ended");
                     }
                     return;

@@ -965,3 +965,18 @@ async fn what_the_end_of_the_process_cuts_off_is_recorded_with_what_was_seen() {
     let interrupted = |status| (Outcome::Interrupted, Some(status), Some(5));
     assert_eq!(seen, [interrupted(101), interrupted(200), interrupted(200)]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_cannot_be_parsed_is_counted() {
+    let sidecar = Sidecar::start("127.0.0.1:9".parse().unwrap(), Plain::new());
+    let seen = ask(sidecar.address, b"GET /up/x HTTP/1.1\r\nhost\r\n\r\n").await;
+    assert_eq!(seen.status, 400);
+    let series = "taffrail_proxy_errors_total{reason=\"bad_request\"}";
+    let counted = async {
+        while sidecar.sample(series) != Some(1.0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let counted = tokio::time::timeout(Duration::from_secs(5), counted).await;
+    assert!(counted.is_ok(), "not counted");
+}
