@@ -47,6 +47,9 @@ const QUIET_TIME: Duration = Duration::from_millis(200);
 /// How long the last responses may take to leave once nothing is under way any more.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
 
+/// How often a stopping proxy looks at what is under way.
+const WATCH_STEP: Duration = Duration::from_millis(10);
+
 /// The most threads that an unset `threads` makes.
 const AUTO_THREADS_MAX: usize = 4;
 
@@ -146,6 +149,9 @@ impl Proxy {
                 .spawn(move || {
                     let local = LocalSet::new();
                     let served = local.block_on(&runtime, serve(listener, shared, stage));
+                    drop(local);
+                    // The look-up of a name may hang for minutes, and nobody waits for it now.
+                    runtime.shutdown_background();
                     if let Err(error) = served {
                         tracing::error!(%error, "a proxy thread ended");
                     }
@@ -174,26 +180,21 @@ impl Proxy {
     /// `grace` is over or `hurry` resolves, what is still under way is cut off and recorded as
     /// interrupted.
     pub async fn stop(self, grace: Duration, hurry: impl Future<Output = ()>) {
-        let mut hurry = pin!(hurry);
-        let idle = async {
-            tokio::select! {
-                () = self.quiet() => {}
-                () = tokio::time::sleep(grace) => {
-                    tracing::warn!(under_way = self.under_way(), "the grace period is over");
-                }
-            }
-        };
-        let is_idle = tokio::select! {
-            () = idle => self.under_way() == 0,
-            () = &mut hurry => false,
-        };
-        if is_idle {
+        let finishing = async {
+            self.rest(QUIET_TIME).await;
             self.stage.send_replace(Stage::Closing);
-            let closed = tokio::time::timeout(FLUSH_TIME, self.closed());
+            // A request whose head was on its way by then is served like any other.
             tokio::select! {
-                _ = closed => {}
-                () = &mut hurry => {}
+                () = self.closed() => {}
+                () = self.rest(FLUSH_TIME) => {}
             }
+        };
+        tokio::select! {
+            () = finishing => {}
+            () = tokio::time::sleep(grace) => {
+                tracing::warn!(under_way = self.under_way(), "the grace period is over");
+            }
+            () = hurry => {}
         }
         self.shared.is_aborting.store(true, Ordering::Relaxed);
         self.stage.send_replace(Stage::Aborting);
@@ -205,14 +206,13 @@ impl Proxy {
         }
     }
 
-    /// Resolves when nothing was under way for a while.
-    async fn quiet(&self) {
-        let step = QUIET_TIME / 4;
+    /// Resolves when nothing was under way for that time.
+    async fn rest(&self, time: Duration) {
         let mut quiet = Duration::ZERO;
-        while quiet < QUIET_TIME {
-            tokio::time::sleep(step).await;
+        while quiet < time {
+            tokio::time::sleep(WATCH_STEP).await;
             quiet = if self.under_way() == 0 {
-                quiet + step
+                quiet + WATCH_STEP
             } else {
                 Duration::ZERO
             };
@@ -222,7 +222,7 @@ impl Proxy {
     /// Resolves when no connection is open.
     async fn closed(&self) {
         while self.shared.connections.load(Ordering::Relaxed) > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(WATCH_STEP).await;
         }
     }
 }

@@ -695,25 +695,6 @@ async fn a_head_up_to_the_limit_passes_and_a_longer_one_does_not() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_expectation_leaves_no_connection_behind() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
-    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
-    let request =
-        b"POST /up/x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
-    client.write_all(request).await.unwrap();
-    let (mut provider, _) = listener.accept().await.unwrap();
-    read_until(&mut provider, b"\r\n\r\n").await;
-    let refusal = b"HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\n\r\nno";
-    provider.write_all(refusal).await.unwrap();
-    read_until(&mut client, b"no").await;
-    assert!(
-        is_closed_soon(&mut provider).await,
-        "the upstream stays open"
-    );
-}
-
 /// A pooled connection, and the time that it then stays open with a request on it.
 fn breaking_after(pause: Duration) -> Vec<Vec<Act>> {
     vec![
@@ -760,22 +741,22 @@ async fn a_request_that_the_provider_may_have_worked_on_is_not_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_switch_of_protocols_that_nobody_asked_for_is_no_response() {
-    let upstream = Upstream::start(vec![
-        Act::Read,
-        Act::send("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
-        Act::AwaitClose,
-    ])
-    .await;
-    let sidecar = Sidecar::start(upstream.address, Plain::new());
-    let seen = ask(sidecar.address, GET).await;
-    assert_eq!(seen.status, 502);
-    assert_eq!(
-        seen.headers["x-taffrail-error"],
-        [b"invalid_response".to_vec()]
+async fn a_refused_expectation_leaves_no_connection_behind() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let request =
+        b"POST /up/x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    let refusal = b"HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\n\r\nno";
+    provider.write_all(refusal).await.unwrap();
+    read_until(&mut client, b"no").await;
+    assert!(
+        is_closed_soon(&mut provider).await,
+        "the upstream stays open"
     );
-    let record = sidecar.records(1).await.remove(0);
-    assert_eq!(record.outcome, Outcome::UpstreamError);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -796,6 +777,59 @@ async fn a_body_in_chunks_reaches_the_provider_whatever_the_method() {
         );
         assert_eq!(sidecar.records(1).await.remove(0).request_bytes, Some(5));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switch_of_protocols_that_nobody_asked_for_is_no_response() {
+    let upstream = Upstream::start(vec![
+        Act::Read,
+        Act::send("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
+        Act::AwaitClose,
+    ])
+    .await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let seen = ask(sidecar.address, GET).await;
+    assert_eq!(seen.status, 502);
+    assert_eq!(
+        seen.headers["x-taffrail-error"],
+        [b"invalid_response".to_vec()]
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::UpstreamError);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_whose_code_panics_at_the_outset_changes_nothing_for_the_client() {
+    let upstream = Upstream::start(vec![Act::Read, ok("fine"), Act::AwaitClose]).await;
+    let sidecar = Sidecar::start(upstream.address, Plain::panicking_at_the_outset());
+    let request = b"POST /up/x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}";
+    let seen = ask(sidecar.address, request).await;
+    assert_eq!(
+        (seen.status, seen.body, seen.ending),
+        (200, b"fine".to_vec(), Ending::Complete)
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(
+        (record.outcome, record.route.as_str()),
+        (Outcome::Ok, "unknown")
+    );
+    // The call, its body, the headroom and the response.
+    assert_eq!(sidecar.sample("taffrail_meter_panics_total"), Some(4.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_cannot_be_parsed_is_counted() {
+    let sidecar = Sidecar::start("127.0.0.1:9".parse().unwrap(), Plain::new());
+    let seen = ask(sidecar.address, b"GET /up/x HTTP/1.1\r\nhost\r\n\r\n").await;
+    assert_eq!(seen.status, 400);
+    let series = "taffrail_proxy_errors_total{reason=\"bad_request\"}";
+    let counted = async {
+        while sidecar.sample(series) != Some(1.0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let counted = tokio::time::timeout(Duration::from_secs(5), counted).await;
+    assert!(counted.is_ok(), "not counted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -835,25 +869,6 @@ async fn a_response_that_has_said_its_last_word_is_ok_though_its_client_leaves_o
     let batch = journal.next_batch(10, usize::MAX).unwrap().unwrap();
     let outcomes: Vec<Outcome> = batch.records.iter().map(|record| record.outcome).collect();
     assert_eq!(outcomes, [Outcome::Ok, Outcome::Ok]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_provider_whose_code_panics_at_the_outset_changes_nothing_for_the_client() {
-    let upstream = Upstream::start(vec![Act::Read, ok("fine"), Act::AwaitClose]).await;
-    let sidecar = Sidecar::start(upstream.address, Plain::panicking_at_the_outset());
-    let request = b"POST /up/x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}";
-    let seen = ask(sidecar.address, request).await;
-    assert_eq!(
-        (seen.status, seen.body, seen.ending),
-        (200, b"fine".to_vec(), Ending::Complete)
-    );
-    let record = sidecar.records(1).await.remove(0);
-    assert_eq!(
-        (record.outcome, record.route.as_str()),
-        (Outcome::Ok, "unknown")
-    );
-    // The call, its body, the headroom and the response.
-    assert_eq!(sidecar.sample("taffrail_meter_panics_total"), Some(4.0));
 }
 
 /// A websocket through the sidecar: the client's end and the provider's.
@@ -967,16 +982,29 @@ async fn what_the_end_of_the_process_cuts_off_is_recorded_with_what_was_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_cannot_be_parsed_is_counted() {
-    let sidecar = Sidecar::start("127.0.0.1:9".parse().unwrap(), Plain::new());
-    let seen = ask(sidecar.address, b"GET /up/x HTTP/1.1\r\nhost\r\n\r\n").await;
-    assert_eq!(seen.status, 400);
-    let series = "taffrail_proxy_errors_total{reason=\"bad_request\"}";
-    let counted = async {
-        while sidecar.sample(series) != Some(1.0) {
-            tokio::task::yield_now().await;
-        }
-    };
-    let counted = tokio::time::timeout(Duration::from_secs(5), counted).await;
-    assert!(counted.is_ok(), "not counted");
+async fn a_request_whose_head_comes_in_while_the_proxy_closes_has_the_grace_period_too() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let address = sidecar.address;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(b"GET /up/x HTTP/1.1\r\n").await.unwrap();
+    let Sidecar { proxy, journal, .. } = sidecar;
+    let stopping = tokio::spawn(proxy.stop(Duration::from_secs(60), std::future::pending()));
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(5), closed)
+        .await
+        .expect("it still listens");
+    client.write_all(b"host: a\r\n\r\n").await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    // Longer than the last responses of a proxy at rest may take to leave.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(!stopping.is_finished());
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate";
+    provider.write_all(answer).await.unwrap();
+    read_until(&mut client, b"late").await;
+    stopping.await.unwrap();
+    let batch = journal.next_batch(10, usize::MAX).unwrap().unwrap();
+    let outcomes: Vec<Outcome> = batch.records.iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Ok]);
 }
