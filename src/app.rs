@@ -26,6 +26,9 @@ use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_
 use crate::store::Store;
 use crate::store::drain::{Drain, Event, Shipped};
 
+/// How long the last shipment may take once the process is told to hurry.
+const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
+
 /// A running server.
 pub struct App {
     traffic: Option<Traffic>,
@@ -122,16 +125,29 @@ impl App {
     }
 
     /// Stops in the order that loses nothing: traffic finishes, the journal is made durable, the
-    /// drain ships the rest. `hurry` cuts the waiting for traffic short, and nothing else.
+    /// drain ships the rest. `hurry` cuts the waiting short: for traffic, and then for the store;
+    /// what that does not take waits in the journal.
     ///
     /// # Errors
     /// When the journal cannot be made durable.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let hurried = CancellationToken::new();
+        let listen = async {
+            hurry.await;
+            hurried.cancel();
+            std::future::pending().await
+        };
+        tokio::select! {
+            stopped = self.wind_down(&hurried) => stopped,
+            stopped = listen => stopped,
+        }
+    }
+
+    async fn wind_down(self, hurried: &CancellationToken) -> anyhow::Result<()> {
         let stopped = match self.traffic {
-            Some(traffic) => traffic.stop(hurry, &self.ready).await,
+            Some(traffic) => traffic.stop(&self.store, hurried, &self.ready).await,
             None => Ok(()),
         };
-        self.store.close().await;
         self.serving_admin.cancel();
         self.admin.await?;
         stopped
@@ -199,13 +215,30 @@ impl Traffic {
     }
 
     /// As [`App::stop`]; `ready` becomes false when nothing is served any more.
-    async fn stop(self, hurry: impl Future<Output = ()>, ready: &AtomicBool) -> anyhow::Result<()> {
-        self.proxy.stop(self.grace, hurry).await;
+    async fn stop(
+        self,
+        store: &Store,
+        hurried: &CancellationToken,
+        ready: &AtomicBool,
+    ) -> anyhow::Result<()> {
+        self.proxy.stop(self.grace, hurried.cancelled()).await;
         ready.store(false, Ordering::Relaxed);
         let journal = self.journal.clone();
         let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
         self.draining.cancel();
-        self.drain.await?;
+        let shipped = async {
+            self.drain.await?;
+            store.close().await;
+            anyhow::Ok(())
+        };
+        let is_late = async {
+            hurried.cancelled().await;
+            tokio::time::sleep(HURRIED_SHIPPING_TIME).await;
+        };
+        tokio::select! {
+            shipped = shipped => shipped?,
+            () = is_late => tracing::warn!("the store is not waited for"),
+        }
         let pending = self.journal.stats().pending_records;
         if pending > 0 {
             tracing::warn!(pending, "records wait in the journal for the next start");
