@@ -22,9 +22,12 @@ use crate::ledger::Ledger;
 use crate::metrics::{JournalReading, Metrics, Reason, Stage, process};
 use crate::price::PriceBook;
 use crate::provider;
-use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, tls_config};
+use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
 use crate::store::Store;
 use crate::store::drain::{Drain, Event, Shipped};
+
+/// How long the last shipment may take once the process is told to hurry.
+const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
 
 /// A running server.
 pub struct App {
@@ -67,6 +70,9 @@ impl App {
         };
         let admin_listener = bind(config.admin.listen, "admin.listen")?;
         let admin_address = admin_listener.local_addr()?;
+        if proxy_listener.is_some() {
+            provide_descriptors(config.proxy.connections_max);
+        }
         let store = Store::lazy(&config.store)?;
         let traffic = match proxy_listener {
             None => None,
@@ -119,16 +125,29 @@ impl App {
     }
 
     /// Stops in the order that loses nothing: traffic finishes, the journal is made durable, the
-    /// drain ships the rest. `hurry` cuts the waiting for traffic short, and nothing else.
+    /// drain ships the rest. `hurry` cuts the waiting short: for traffic, and then for the store;
+    /// what that does not take waits in the journal.
     ///
     /// # Errors
     /// When the journal cannot be made durable.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let hurried = CancellationToken::new();
+        let listen = async {
+            hurry.await;
+            hurried.cancel();
+            std::future::pending().await
+        };
+        tokio::select! {
+            stopped = self.wind_down(&hurried) => stopped,
+            stopped = listen => stopped,
+        }
+    }
+
+    async fn wind_down(self, hurried: &CancellationToken) -> anyhow::Result<()> {
         let stopped = match self.traffic {
-            Some(traffic) => traffic.stop(hurry, &self.ready).await,
+            Some(traffic) => traffic.stop(&self.store, hurried, &self.ready).await,
             None => Ok(()),
         };
-        self.store.close().await;
         self.serving_admin.cancel();
         self.admin.await?;
         stopped
@@ -196,13 +215,30 @@ impl Traffic {
     }
 
     /// As [`App::stop`]; `ready` becomes false when nothing is served any more.
-    async fn stop(self, hurry: impl Future<Output = ()>, ready: &AtomicBool) -> anyhow::Result<()> {
-        self.proxy.stop(self.grace, hurry).await;
+    async fn stop(
+        self,
+        store: &Store,
+        hurried: &CancellationToken,
+        ready: &AtomicBool,
+    ) -> anyhow::Result<()> {
+        self.proxy.stop(self.grace, hurried.cancelled()).await;
         ready.store(false, Ordering::Relaxed);
         let journal = self.journal.clone();
         let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
         self.draining.cancel();
-        self.drain.await?;
+        let shipped = async {
+            self.drain.await?;
+            store.close().await;
+            anyhow::Ok(())
+        };
+        let is_late = async {
+            hurried.cancelled().await;
+            tokio::time::sleep(HURRIED_SHIPPING_TIME).await;
+        };
+        tokio::select! {
+            shipped = shipped => shipped?,
+            () = is_late => tracing::warn!("the store is not waited for"),
+        }
         let pending = self.journal.stats().pending_records;
         if pending > 0 {
             tracing::warn!(pending, "records wait in the journal for the next start");
@@ -223,6 +259,20 @@ fn bind(address: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener>
         ),
         _ => anyhow!("cannot listen on {address} ({key}): {error}"),
     })
+}
+
+/// Sees to it that as many connections as are accepted can be served; says so if they cannot.
+fn provide_descriptors(connections_max: u32) {
+    match descriptors::provide(connections_max) {
+        Ok(provided) if provided.suffice() => {}
+        Ok(provided) => tracing::warn!(
+            allowed = provided.allowed,
+            needed = provided.needed,
+            "the system allows fewer open files than proxy.connections_max can need; raise its \
+             limit (ulimit -n) or lower the key"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
 }
 
 /// The routes: built-in providers that have an upstream, and the declared ones.

@@ -434,7 +434,7 @@ mod tests {
         };
         config.providers.insert("groq".to_owned(), groq);
         config.accounts.push(crate::config::Account {
-            provider: "openrouter".to_owned(),
+            provider: "openai".to_owned(),
             ..Default::default()
         });
         let failed: Vec<(String, Status)> = targets(&config)
@@ -445,8 +445,8 @@ mod tests {
         let expected = [
             ("upstream anthropic", Status::Skip),
             ("upstream groq", Status::Fail),
-            ("upstream openai", Status::Skip),
-            ("upstream openrouter", Status::Fail),
+            ("upstream openai", Status::Fail),
+            ("upstream openrouter", Status::Skip),
         ];
         assert_eq!(
             failed,

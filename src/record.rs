@@ -7,8 +7,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use chrono::{DateTime, NaiveDate, Utc};
-use serde::{Deserialize, Serialize};
+use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::caller::{Caller, Instance};
@@ -160,6 +160,7 @@ pub struct UsageRecord {
     /// UUIDv7 made when the request started.
     pub id: Uuid,
     /// When the request started, to the microsecond.
+    #[serde(serialize_with = "rfc3339")]
     pub started_at: DateTime<Utc>,
     /// The process that metered it.
     #[serde(flatten)]
@@ -278,6 +279,11 @@ impl UsageRecord {
     }
 }
 
+/// As chrono writes a time, which does so digit by digit through the serializer.
+fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+}
+
 /// The UTC day in a UUIDv7; `None` for ids of another version.
 pub fn day_of(id: Uuid) -> Option<NaiveDate> {
     let (seconds, nanos) = id.get_timestamp()?.to_unix();
@@ -292,6 +298,7 @@ pub struct Intent {
     /// The id that the record will have.
     pub id: Uuid,
     /// When the request started.
+    #[serde(serialize_with = "rfc3339")]
     pub started_at: DateTime<Utc>,
     /// The provider's name.
     pub provider: Arc<str>,

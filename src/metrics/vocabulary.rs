@@ -73,6 +73,9 @@ label_values! {
     Rewrite {
         /// `stream_options.include_usage` was added, and its extra event taken out.
         UsageInjection = "usage_injection",
+        /// A large chat request that wanted no such option passed with spaces before its final
+        /// brace, because its length had been announced with room for it.
+        Padding = "padding",
         /// The URLs of a job were pointed at the proxy.
         JobUrls = "job_urls",
     }

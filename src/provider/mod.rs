@@ -21,6 +21,8 @@ mod route;
 
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use crate::fault::Outcome;
 use crate::money::Usd;
 use crate::record::{Fidelity, Operation};
@@ -238,32 +240,43 @@ pub fn chat_dialect(name: impl Into<Arc<str>>) -> Arc<dyn Provider> {
 /// Anthropic's `anthropic-ratelimit-requests-limit`, and OpenRouter's `x-ratelimit-limit`, which
 /// counts requests.
 fn common_rate_limits(headers: &http::HeaderMap) -> Vec<RateLimit> {
-    const STATED: [(&str, &str, &str); 5] = [
+    const fn stated(
+        kind: &'static str,
+        limit: &'static str,
+        remaining: &'static str,
+    ) -> (&'static str, HeaderName, HeaderName) {
         (
+            kind,
+            HeaderName::from_static(limit),
+            HeaderName::from_static(remaining),
+        )
+    }
+    static STATED: [(&str, HeaderName, HeaderName); 5] = [
+        stated(
             "requests",
             "x-ratelimit-limit-requests",
             "x-ratelimit-remaining-requests",
         ),
-        (
+        stated(
             "tokens",
             "x-ratelimit-limit-tokens",
             "x-ratelimit-remaining-tokens",
         ),
-        (
+        stated(
             "requests",
             "anthropic-ratelimit-requests-limit",
             "anthropic-ratelimit-requests-remaining",
         ),
-        (
+        stated(
             "tokens",
             "anthropic-ratelimit-tokens-limit",
             "anthropic-ratelimit-tokens-remaining",
         ),
-        ("requests", "x-ratelimit-limit", "x-ratelimit-remaining"),
+        stated("requests", "x-ratelimit-limit", "x-ratelimit-remaining"),
     ];
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse().ok();
+    let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.trim().parse().ok();
     let mut limits: Vec<RateLimit> = Vec::new();
-    for (kind, limit, remaining) in STATED {
+    for &(kind, ref limit, ref remaining) in &STATED {
         let (limit, remaining) = (number(limit), number(remaining));
         let is_new = limits.iter().all(|known| known.kind != kind);
         if is_new && (limit.is_some() || remaining.is_some()) {

@@ -14,19 +14,41 @@ pub(crate) struct Route {
     pub(crate) method: &'static str,
     /// The path, with `{name}` for one segment and a final `*` for any further ones.
     pub(crate) template: &'static str,
+    /// The template's segments, and how many there are.
+    parts: [&'static str; SEGMENTS_MAX],
+    count: usize,
     /// What it is.
     pub(crate) operation: Operation,
 }
 
-/// A row of a table.
+/// A row of a table. The template is split while compiling, as each request is compared with
+/// many.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "evaluated while compiling, where a bad index does not compile"
+)]
 pub(crate) const fn route(
     method: &'static str,
     template: &'static str,
     operation: Operation,
 ) -> Route {
+    let mut parts = [""; SEGMENTS_MAX];
+    let mut count = 0;
+    let mut rest = template;
+    while !rest.is_empty() {
+        let after_slash = rest.split_at(1).1;
+        let mut end = 0;
+        while end < after_slash.len() && after_slash.as_bytes()[end] != b'/' {
+            end += 1;
+        }
+        (parts[count], rest) = after_slash.split_at(end);
+        count += 1;
+    }
     Route {
         method,
         template,
+        parts,
+        count,
         operation,
     }
 }
@@ -76,11 +98,15 @@ pub(crate) fn find(
     method: &Method,
     segments: &[&str],
 ) -> Option<(&'static Route, &'static str)> {
+    let base_count = base.matches('/').count();
     table.iter().find_map(|route| {
-        let template = route.template.strip_prefix(base)?;
+        let parts = route.parts.get(base_count..route.count)?;
         let is_match =
-            (route.method == "*" || route.method == method.as_str()) && matches(template, segments);
-        is_match.then_some((route, template))
+            matches(parts, segments) && (route.method == "*" || route.method == method.as_str());
+        if !is_match {
+            return None;
+        }
+        Some((route, route.template.strip_prefix(base)?))
     })
 }
 
@@ -101,14 +127,14 @@ pub(crate) fn strip_base<'a>(base: &str, path: &'a str) -> Option<&'a str> {
     Some(rest)
 }
 
-fn matches(template: &str, segments: &[&str]) -> bool {
+fn matches(parts: &[&str], segments: &[&str]) -> bool {
     let mut segments = segments.iter();
-    for expected in template.split('/').skip(1) {
-        if expected == "*" {
+    for expected in parts {
+        if *expected == "*" {
             return true;
         }
         match segments.next() {
-            Some(segment) if expected.starts_with('{') || *segment == expected => {}
+            Some(segment) if segment == expected || expected.starts_with('{') => {}
             _ => return false,
         }
     }

@@ -117,13 +117,8 @@ impl Identity {
         let mut mac = self.mac.clone();
         mac.update(key);
         let digest = mac.finalize().into_bytes();
-        Some(
-            digest
-                .iter()
-                .take(8)
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        )
+        let first = u64::from_be_bytes(*digest.first_chunk()?);
+        Some(format!("{first:016x}"))
     }
 }
 

@@ -7,6 +7,7 @@
 //! Nothing here decides about traffic, and nothing here waits for a store.
 
 mod body;
+pub mod descriptors;
 mod guard;
 mod headers;
 mod identity;

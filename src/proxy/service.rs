@@ -288,6 +288,8 @@ impl Service {
             let mut tap = tap.borrow_mut();
             tap.push(&bytes);
             tap.end();
+            // The reader knows by now whether it is a stream; most are not, and need no look.
+            let may_inject = may_inject && tap.facts().stream == Some(true);
             let injected = may_inject.then(|| rewrite::inject_usage(&bytes)).flatten();
             let injection = if injected.is_some() {
                 Injection::Done
@@ -361,6 +363,8 @@ impl Service {
         let is_injected = injection.is_done();
         if is_injected {
             metrics.rewrite(&route.name, Rewrite::UsageInjection);
+        } else if matches!(injection, Injection::Streaming(_)) {
+            metrics.rewrite(&route.name, Rewrite::Padding);
         }
         let is_plain = !head.headers.contains_key(header::CONTENT_ENCODING);
         let filter =

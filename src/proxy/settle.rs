@@ -75,10 +75,7 @@ impl ResponseTap {
             self.inflater.end();
             let mut report = meter.finish(end, request);
             if self.inflater.status() != Decoding::Ok {
-                report.fidelity = match self.inflater.status() {
-                    Decoding::TooLarge => Fidelity::Oversize,
-                    _ => Fidelity::Undecodable,
-                };
+                report.fidelity = Fidelity::Undecodable;
             }
             report
         });

@@ -154,7 +154,7 @@ pub(crate) fn picker(paths: &[Path], document: &[u8], seed: u64) {
         if let (Fact::Text(text), Want::Text(limit)) = (fact, paths[*path].want) {
             assert!(text.len() <= limit);
         }
-        // No helper panics, whatever the text.
+        // Reading it on never panics, whatever it is.
         if let Fact::Text(text) = fact {
             drop((text_of(text), decimal_of(text)));
         }

@@ -8,7 +8,17 @@ import io
 from anthropic import Anthropic
 from openai import AzureOpenAI, OpenAI
 
-from calls import PROXY, ChatChunks, MessageEvents, ResponseEvents, attempt, label, streamed, versions, whole
+from calls import (
+    PROXY,
+    ChatChunks,
+    MessageEvents,
+    ResponseEvents,
+    attempt,
+    label,
+    streamed,
+    versions,
+    whole,
+)
 
 ASK = [{"role": "user", "content": "Say hi. Xyzzyprompt"}]
 
@@ -64,7 +74,11 @@ def use_openai(client):
         name,
         lambda: streamed(
             client.completions.create(
-                model="gpt-3.5-turbo-instruct", prompt="Say hi.", stream=True, **usage, **label(name)
+                model="gpt-3.5-turbo-instruct",
+                prompt="Say hi.",
+                stream=True,
+                **usage,
+                **label(name),
             ),
             ChatChunks(),
         ),
@@ -82,7 +96,9 @@ def use_openai(client):
         attempt(
             name,
             lambda: streamed(
-                client.responses.create(model="gpt-5-mini", input="Hi.", stream=True, **label(name)),
+                client.responses.create(
+                    model="gpt-5-mini", input="Hi.", stream=True, **label(name)
+                ),
                 ResponseEvents(),
             ),
         )
@@ -95,12 +111,17 @@ def use_openai(client):
     responses_stream("openai/responses-error-in-stream")
     responses_stream("openai/responses-failed")
 
-    embed = lambda name: whole(
-        client.embeddings.create(model="text-embedding-3-small", input="Hi.", **label(name))
-    )
+    def embed(name):
+        return whole(
+            client.embeddings.create(model="text-embedding-3-small", input="Hi.", **label(name))
+        )
+
     attempt("openai/embeddings", lambda: embed("openai/embeddings"))
-    listed = lambda name: {"ids": [model.id for model in client.models.list(**label(name))]}
-    attempt("openai/models", lambda: listed("openai/models"))
+
+    def models(name):
+        return {"ids": [model.id for model in client.models.list(**label(name))]}
+
+    attempt("openai/models", lambda: models("openai/models"))
 
     def image(name):
         answer = client.images.generate(

@@ -72,7 +72,8 @@ def use_openai(client):
     chat(client, "chat-cached", "gpt-6-luna", LONG)
     chat_stream(client, "chat-stream", "gpt-4o-mini")
     chat_stream(client, "chat-stream-usage", "gpt-4o-mini", **usage)
-    chat_stream(client, "chat-stream-refused", "gpt-4o-mini", stream_options={"include_usage": False})
+    refused = {"stream_options": {"include_usage": False}}
+    chat_stream(client, "chat-stream-refused", "gpt-4o-mini", **refused)
     chat_stream(client, "chat-stream-large", "gpt-6-luna", LARGE)
     chat_stream(client, "chat-stream-large-usage", "gpt-6-luna", LARGE, **usage)
     chat(client, "chat-large", "gpt-6-luna", LARGE)

@@ -19,6 +19,7 @@ mod exposition;
 mod golden;
 mod journal;
 mod layering;
+mod limits;
 mod metering;
 mod misbehaviour;
 mod prices;

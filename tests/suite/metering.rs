@@ -501,6 +501,7 @@ async fn run(cases: Vec<Case>, with_injection: bool, idle_timeout: Duration) {
     let injected = cases.iter().filter(|case| case.is_injected).count();
     let counted: Decimal = samples(&sidecar.exposition(), "taffrail_rewrites_total")
         .into_iter()
+        .filter(|(labels, _)| labels["kind"] == "usage_injection")
         .map(|(_, value)| value)
         .sum();
     assert_eq!(counted, injected.into());
@@ -577,6 +578,27 @@ async fn costs_are_what_the_vendors_price_lists_say() {
         costs.collect::<BTreeMap<_, _>>(),
         expected.into_iter().collect()
     );
+}
+
+/// (6 × 2 + 574 × 2.50 + 20,443 × 0.10 + 489 × 10) × 1.1 dollars for a million: inference that
+/// stays in the US costs a tenth more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_region_that_answered_is_in_the_cost() {
+    let fixture = fixtures("anthropic")
+        .into_iter()
+        .find(|fixture| fixture.name() == "message-whole-cache")
+        .unwrap();
+    let body = String::from_utf8(fixture.response.body).unwrap();
+    let body = body.replace("claude-sonnet-4-5-20250929", "claude-sonnet-5-5");
+    let body = body.replace(r#""inference_geo":"global""#, r#""inference_geo":"us""#);
+    let upstream = Vendor::start(move |_| Reply::json(body.clone())).await;
+    let sidecar = sidecar_of_chats(&upstream);
+    let path = "/anthropic/v1/messages";
+    let body = question(path, "", SMALL);
+    post(&sidecar, path, body.as_bytes(), Sending::Whole).await;
+    let record = sidecar.records(1).await.remove(0);
+    let cost = record.cost_usd.map(|cost| cost.to_string());
+    assert_eq!(cost.as_deref(), Some("0.00921943"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -953,6 +975,9 @@ async fn a_large_request_that_needs_no_option_is_padded_to_the_length_announced(
     }
     for provider in ["openai", "azure", "groq"] {
         assert_eq!(injections(&sidecar, provider), Some(0.0), "{provider}");
+        let padded = format!("taffrail_rewrites_total{{provider=\"{provider}\",kind=\"padding\"}}");
+        let expected = if provider == "openai" { 9.0 } else { 8.0 };
+        assert_eq!(sidecar.sample(&padded), Some(expected), "{provider}");
     }
 }
 

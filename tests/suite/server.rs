@@ -97,13 +97,14 @@ async fn a_port_that_is_in_use_is_named_with_its_key() {
         home.set(variable, address.to_string());
         let ran = home.run(&["run"]).await;
         assert_eq!(
-            (ran.code, ran.stderr),
+            (ran.code, ran.last_line()),
             (
                 Some(1),
                 format!(
                     "taffrail: cannot listen on {address}: another process does; is Taffrail \
-                     running already? Otherwise set {key} to a free address\n"
+                     running already? Otherwise set {key} to a free address"
                 )
+                .as_str()
             )
         );
         assert!(
@@ -127,14 +128,15 @@ async fn a_journal_directory_that_cannot_be_stops_the_start() {
         home.set("JOURNAL__DIR", dir.to_str().unwrap());
         let ran = home.run(&["run"]).await;
         assert_eq!(
-            (ran.code, ran.stderr),
+            (ran.code, ran.last_line()),
             (
                 Some(1),
                 format!(
                     "taffrail: cannot use journal directory {}; `journal.dir` must name a \
-                     directory that this process may write to: {error}\n",
+                     directory that this process may write to: {error}",
                     dir.display()
                 )
+                .as_str()
             )
         );
     }
@@ -147,11 +149,11 @@ async fn a_journal_of_another_process_stops_the_start_and_that_one_goes_on() {
     let server = home.start().await;
     let ran = home.run(&["run"]).await;
     assert_eq!(
-        (ran.code, ran.stderr.as_str()),
+        (ran.code, ran.last_line()),
         (
             Some(1),
             "taffrail: journal directory journal is in use by another process; give each \
-             process its own `journal.dir`\n"
+             process its own `journal.dir`"
         )
     );
     serve(&server, 0..3).await;
@@ -528,6 +530,46 @@ async fn what_a_locked_store_does_not_take_is_shipped_by_the_next_start() {
     assert_eq!(numbers(&home, "ok").await, (0..35).collect::<Vec<_>>());
 }
 
+#[tokio::test]
+async fn a_locked_store_holds_up_the_end_for_its_time_and_a_second_signal_not_at_all() {
+    let chat = Chat::start().await;
+    let mut home = Home::new(chat.address);
+    home.set("STORE__BUSY_TIMEOUT", "4s");
+    let server = home.start().await;
+    serve(&server, 0..1).await;
+    server.quiet().await;
+    // A shipment that has begun waits for the busy timeout.
+    let holder = Holder::of(&home).await;
+    serve(&server, 1..2).await;
+    eventually("the shipment has begun", async || {
+        server.process.log().contains("the store is away")
+    })
+    .await;
+    let told = clock::instant();
+    server.signal("TERM").await;
+    eventually("traffic has ended", async || {
+        TcpStream::connect(server.proxy).await.is_err()
+    })
+    .await;
+    server.signal("TERM").await;
+    let (status, log) = server.process.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(told.elapsed() < Duration::from_secs(2), "{log}");
+    assert!(log.contains("records wait in the journal"), "{log}");
+
+    home.set("STORE__DRAIN__SHUTDOWN_TIMEOUT", "500ms");
+    let server = home.start().await;
+    serve(&server, 2..3).await;
+    let told = clock::instant();
+    let log = server.stop().await;
+    assert!(told.elapsed() < Duration::from_secs(3), "{log}");
+    holder.let_go().await;
+    let server = home.start().await;
+    server.quiet().await;
+    server.stop().await;
+    assert_eq!(numbers(&home, "ok").await, [0, 1, 2]);
+}
+
 // Secrets.
 
 /// Keys in the shapes that providers give them, each one of its own.
@@ -620,7 +662,8 @@ async fn no_key_is_in_anything_that_is_written() {
     );
     let mut requests = vec![post(&target, &headers, &body)];
     let secretive = format!(
-        "200 OK\r\nset-cookie: k={}\r\nx-request-id: req_1\r\ncontent-type: application/json",
+        "200 OK\r\nset-cookie: k={}\r\nx-session-token: {}\r\ncontent-type: application/json",
+        key(),
         key()
     );
     let told = completion.replace("Twelve miles.", key());
@@ -696,6 +739,15 @@ async fn no_key_is_in_anything_that_is_written() {
     let mut home = Home::new(upstream.address);
     home.set("LOG__LEVEL", "trace");
     home.set("METER__CONTROL_ROWS", "true");
+    // Long enough to look at the records while they wait.
+    home.set("STORE__DRAIN__BATCH_DELAY", "1s");
+    // A provider that cannot be reached.
+    home.set("PROVIDERS__ANTHROPIC__UPSTREAM", "http://127.0.0.1:9");
+    requests.push(post(
+        &format!("/anthropic/v1/messages?key={}", key()),
+        json,
+        plain,
+    ));
     home.set("METER__FINGERPRINT_PEPPER", key());
     home.set(
         "ACCOUNTS",
@@ -706,17 +758,18 @@ async fn no_key_is_in_anything_that_is_written() {
     );
     assert!(keys.len() - unused.len() >= 20);
     let server = home.start().await;
-    // The first write makes the database; then the journal keeps the records to be looked at.
-    serve_get(&server, "/groq/").await;
-    eventually("there is a database", async || {
-        server.scrape().await.0.contains("taffrail_store_up 1") || !home.database().exists()
-    })
-    .await;
-    let mut written = Vec::new();
+    let (mut written, mut statuses) = (Vec::new(), Vec::new());
     for request in &requests {
-        ask(server.proxy, request.as_bytes()).await;
+        statuses.push(ask(server.proxy, request.as_bytes()).await.status);
         written.extend(files(&home.journal()));
     }
+    // Each met the script that is meant for it; the last one reaches no provider.
+    assert_eq!(
+        statuses,
+        [
+            200, 401, 200, 200, 200, 404, 400, 400, 200, 200, 403, 502, 502, 502
+        ]
+    );
     assert!(
         written
             .iter()
@@ -730,6 +783,8 @@ async fn no_key_is_in_anything_that_is_written() {
     assert!(log.contains("DEBUG"), "{log}");
     written.push(("log".to_owned(), log.into_bytes()));
     written.extend(files(&home.path().join("data")));
+    // An exporter, because the check of a proxy would reach for every provider there is.
+    home.set("ROLE", "exporter");
     for arguments in [
         &["usage", "--by", "provider,model"][..],
         &["usage", "--format", "json"],
@@ -769,11 +824,6 @@ async fn no_key_is_in_anything_that_is_written() {
         }
     }
     assert_eq!(hits, BTreeSet::new());
-}
-
-async fn serve_get(server: &Server, path: &str) {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
-    ask(server.proxy, request.as_bytes()).await;
 }
 
 // A full disk.
@@ -846,21 +896,20 @@ async fn a_full_disk_fails_no_request_and_what_is_lost_is_counted() {
     // With room again, records are on disk before they are in the store.
     std::fs::remove_file(&ballast).unwrap();
     eventually("the journal writes again", async || {
-        server
-            .process
-            .log()
-            .contains("journal writes to disk again")
+        let log = server.process.log();
+        let count = |message: &str| log.matches(message).count();
+        count("journal writes to disk again") == count("journal cannot write")
     })
     .await;
     let holder = Holder::of(&home).await;
     serve(&server, 360..380).await;
-    let journaled: Vec<u8> = files(disk)
-        .into_iter()
-        .flat_map(|(_, bytes)| bytes)
-        .collect();
+    let journaled = files(disk);
     for number in 360..380 {
-        let trace_id = Ask::plain(number).response_id();
-        assert!(find(&journaled, trace_id.as_bytes()).is_some(), "{number}");
+        let id = format!("\"{}\"", Ask::plain(number).response_id());
+        let is_journaled = journaled
+            .iter()
+            .any(|(_, bytes)| find(bytes, id.as_bytes()).is_some());
+        assert!(is_journaled, "{number}");
     }
     holder.let_go().await;
     server.quiet().await;

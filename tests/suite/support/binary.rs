@@ -92,7 +92,9 @@ impl Home {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let binary = env!("CARGO_BIN_EXE_taffrail");
+        // Another build of the binary can be put to the tests, as an absolute path.
+        let other = std::env::var("TAFFRAIL_BINARY").ok();
+        let binary = other.as_deref().unwrap_or(env!("CARGO_BIN_EXE_taffrail"));
         let mut words = self
             .wrapper
             .iter()
@@ -211,6 +213,13 @@ pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// The last line of standard error; lines of the log may come before it.
+    pub(crate) fn last_line(&self) -> &str {
+        self.stderr.lines().last().unwrap_or_default()
+    }
 }
 
 /// A server that was started. It is killed when it is dropped.

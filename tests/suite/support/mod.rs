@@ -3,10 +3,12 @@
 
 pub(crate) mod binary;
 pub(crate) mod books;
+pub(crate) mod bulk;
 pub(crate) mod chat;
 pub(crate) mod http;
 pub(crate) mod providers;
 pub(crate) mod server;
 pub(crate) mod sidecar;
+pub(crate) mod trace;
 pub(crate) mod upstream;
 pub(crate) mod vendor;
