@@ -19,7 +19,7 @@ use crate::config::{Config, Role};
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
-use crate::metrics::{JournalReading, Metrics, Reason, Stage, process};
+use crate::metrics::{JournalFault, JournalReading, Metrics, Reason, Stage, process};
 use crate::price::PriceBook;
 use crate::provider;
 use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
@@ -182,8 +182,10 @@ impl Traffic {
         let journal = Arc::new(journal);
         let instance = instance();
         let ledger = Ledger::new(metrics.clone(), journal.clone());
+        let torn_tails = recovery.torn_tails;
         recover(recovery, &ledger, &instance);
-        metrics.on_scrape(scrape_hook(&journal, config.journal.max_bytes.as_u64()));
+        let bytes_max = config.journal.max_bytes.as_u64();
+        metrics.watch_journal(journal_watch(&journal, bytes_max, torn_tails));
 
         let draining = CancellationToken::new();
         let drain = Drain::new(
@@ -360,10 +362,14 @@ fn recover(recovery: Recovery, ledger: &Ledger, instance: &Instance) {
     }
 }
 
-/// Refreshes what a scrape reads and nobody pushes.
-fn scrape_hook(journal: &Arc<Journal>, bytes_max: u64) -> crate::metrics::ScrapeHook {
+/// What a scrape shows of the journal.
+fn journal_watch(
+    journal: &Arc<Journal>,
+    bytes_max: u64,
+    torn_tails: u64,
+) -> crate::metrics::JournalWatch {
     let journal = journal.clone();
-    Box::new(move |metrics: &Metrics| {
+    Box::new(move || {
         let stats = journal.stats();
         let age = stats.oldest_record_at.map(|oldest| {
             clock::wall()
@@ -371,12 +377,19 @@ fn scrape_hook(journal: &Arc<Journal>, bytes_max: u64) -> crate::metrics::Scrape
                 .to_std()
                 .unwrap_or_default()
         });
-        metrics.journal(&JournalReading {
+        JournalReading {
             pending_records: stats.pending_records,
+            unreadable_records: stats.unreadable_records_total,
+            faults: vec![
+                (JournalFault::TornTail, torn_tails),
+                (JournalFault::BadFrame, stats.quarantined_frames_total),
+                (JournalFault::Write, stats.write_errors_total),
+                (JournalFault::Sync, stats.fsync_errors_total),
+            ],
             bytes: stats.disk_bytes,
             bytes_max,
             oldest_record_age: age,
-        });
+        }
     })
 }
 

@@ -221,12 +221,14 @@ impl Drain {
             self.work = Some(work);
             return Err(cancelled);
         }
-        let (journal, upto) = (Arc::clone(&self.journal), work.upto);
-        if let Err(error) = blocking(move || journal.commit(upto)).await {
+        let (journal, observe) = (Arc::clone(&self.journal), Arc::clone(&self.observe));
+        let Work { upto, shipped, .. } = work;
+        let committed =
+            blocking(move || journal.commit_with(upto, || observe(Event::Shipped(shipped)))).await;
+        if let Err(error) = committed {
             // The records come again and are duplicates then.
             tracing::error!(%error, "the journal could not be told what is stored");
         }
-        (self.observe)(Event::Shipped(work.shipped));
         Ok(records)
     }
 

@@ -531,6 +531,68 @@ async fn what_a_locked_store_does_not_take_is_shipped_by_the_next_start() {
 }
 
 #[tokio::test]
+async fn the_books_balance_at_every_scrape() {
+    let chat = Chat::start().await;
+    let home = Home::new(chat.address);
+    let server = home.start().await;
+    let mut loads = JoinSet::new();
+    for load in 0..4 {
+        let proxy = server.proxy;
+        loads.spawn(async move {
+            for number in 0..300 {
+                ask(proxy, &Ask::plain(load * 1_000 + number).request()).await;
+            }
+        });
+    }
+    let mut scrapes = 0;
+    while loads.try_join_next().is_some() || !loads.is_empty() {
+        let scrape = server.scrape().await;
+        assert!(scrape.law_holds(), "{scrape:?}");
+        scrapes += 1;
+    }
+    assert!(scrapes > 20, "{scrapes} scrapes");
+    assert_eq!(server.quiet().await.stage("stored"), 1_200);
+}
+
+#[tokio::test]
+async fn a_record_that_rots_in_the_journal_is_told_and_the_books_balance() {
+    let chat = Chat::start().await;
+    let mut home = Home::new(chat.address);
+    home.set("STORE__BUSY_TIMEOUT", "100ms");
+    let server = home.start().await;
+    serve(&server, 0..1).await;
+    server.quiet().await;
+    let holder = Holder::of(&home).await;
+    // The first batch is read and waits, what comes later is on disk alone.
+    serve(&server, 1..2).await;
+    eventually("the shipment has begun", async || {
+        server.process.log().contains("the store is away")
+    })
+    .await;
+    serve(&server, 2..12).await;
+    let segments = std::fs::read_dir(home.journal()).unwrap();
+    let segment = segments
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+        .max()
+        .unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let records = frames(&bytes).filter(|(_, _, kind, _)| *kind == Kind::Record);
+    let (_, end, _, _) = records.last().unwrap();
+    bytes[end - 1] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    holder.let_go().await;
+    let scrape = server.quiet().await;
+    assert!(scrape.law_holds(), "{scrape:?}");
+    assert_eq!(scrape.stage("stored"), 11);
+    let unreadable = [("stage", "dead_lettered"), ("reason", "unreadable")];
+    assert_eq!(scrape.sum("taffrail_records_total", &unreadable), 1);
+    let bad = [("kind", "bad_frame")];
+    assert_eq!(scrape.sum("taffrail_journal_faults_total", &bad), 1);
+    assert_eq!(numbers(&home, "ok").await, (0..11).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_locked_store_holds_up_the_end_for_its_time_and_a_second_signal_not_at_all() {
     let chat = Chat::start().await;
     let mut home = Home::new(chat.address);
