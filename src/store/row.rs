@@ -4,6 +4,7 @@
 //! table cannot hold is refused here, before any statement, with a reason for the dead letter.
 
 use chrono::{Datelike, NaiveDate};
+use memchr::memchr2;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -408,7 +409,10 @@ pub(crate) fn attribution(record: &UsageRecord) -> String {
 fn one_line(json: &str) -> String {
     // A line break in JSON is white space: inside a string it would be escaped.
     if serde_json::from_str::<&RawValue>(json).is_ok() {
-        return json.replace(['\n', '\r'], " ");
+        return match memchr2(b'\n', b'\r', json.as_bytes()) {
+            Some(_) => json.replace(['\n', '\r'], " "),
+            None => json.to_owned(),
+        };
     }
     serde_json::Value::from(json).to_string()
 }
