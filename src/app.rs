@@ -19,12 +19,15 @@ use crate::config::{Config, Role};
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
-use crate::metrics::{JournalReading, Metrics, Reason, Stage, process};
+use crate::metrics::{JournalFault, JournalReading, Metrics, Reason, Stage, process};
 use crate::price::PriceBook;
 use crate::provider;
 use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
 use crate::store::Store;
 use crate::store::drain::{Drain, Event, Shipped};
+
+/// How long the last shipment may take once the process is told to hurry.
+const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
 
 /// A running server.
 pub struct App {
@@ -122,16 +125,29 @@ impl App {
     }
 
     /// Stops in the order that loses nothing: traffic finishes, the journal is made durable, the
-    /// drain ships the rest. `hurry` cuts the waiting for traffic short, and nothing else.
+    /// drain ships the rest. `hurry` cuts the waiting short: for traffic, and then for the store;
+    /// what that does not take waits in the journal.
     ///
     /// # Errors
     /// When the journal cannot be made durable.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let hurried = CancellationToken::new();
+        let listen = async {
+            hurry.await;
+            hurried.cancel();
+            std::future::pending().await
+        };
+        tokio::select! {
+            stopped = self.wind_down(&hurried) => stopped,
+            stopped = listen => stopped,
+        }
+    }
+
+    async fn wind_down(self, hurried: &CancellationToken) -> anyhow::Result<()> {
         let stopped = match self.traffic {
-            Some(traffic) => traffic.stop(hurry, &self.ready).await,
+            Some(traffic) => traffic.stop(&self.store, hurried, &self.ready).await,
             None => Ok(()),
         };
-        self.store.close().await;
         self.serving_admin.cancel();
         self.admin.await?;
         stopped
@@ -166,8 +182,10 @@ impl Traffic {
         let journal = Arc::new(journal);
         let instance = instance();
         let ledger = Ledger::new(metrics.clone(), journal.clone());
+        let torn_tails = recovery.torn_tails;
         recover(recovery, &ledger, &instance);
-        metrics.on_scrape(scrape_hook(&journal, config.journal.max_bytes.as_u64()));
+        let bytes_max = config.journal.max_bytes.as_u64();
+        metrics.watch_journal(journal_watch(&journal, bytes_max, torn_tails));
 
         let draining = CancellationToken::new();
         let drain = Drain::new(
@@ -199,13 +217,30 @@ impl Traffic {
     }
 
     /// As [`App::stop`]; `ready` becomes false when nothing is served any more.
-    async fn stop(self, hurry: impl Future<Output = ()>, ready: &AtomicBool) -> anyhow::Result<()> {
-        self.proxy.stop(self.grace, hurry).await;
+    async fn stop(
+        self,
+        store: &Store,
+        hurried: &CancellationToken,
+        ready: &AtomicBool,
+    ) -> anyhow::Result<()> {
+        self.proxy.stop(self.grace, hurried.cancelled()).await;
         ready.store(false, Ordering::Relaxed);
         let journal = self.journal.clone();
         let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
         self.draining.cancel();
-        self.drain.await?;
+        let shipped = async {
+            self.drain.await?;
+            store.close().await;
+            anyhow::Ok(())
+        };
+        let is_late = async {
+            hurried.cancelled().await;
+            tokio::time::sleep(HURRIED_SHIPPING_TIME).await;
+        };
+        tokio::select! {
+            shipped = shipped => shipped?,
+            () = is_late => tracing::warn!("the store is not waited for"),
+        }
         let pending = self.journal.stats().pending_records;
         if pending > 0 {
             tracing::warn!(pending, "records wait in the journal for the next start");
@@ -327,10 +362,14 @@ fn recover(recovery: Recovery, ledger: &Ledger, instance: &Instance) {
     }
 }
 
-/// Refreshes what a scrape reads and nobody pushes.
-fn scrape_hook(journal: &Arc<Journal>, bytes_max: u64) -> crate::metrics::ScrapeHook {
+/// What a scrape shows of the journal.
+fn journal_watch(
+    journal: &Arc<Journal>,
+    bytes_max: u64,
+    torn_tails: u64,
+) -> crate::metrics::JournalWatch {
     let journal = journal.clone();
-    Box::new(move |metrics: &Metrics| {
+    Box::new(move || {
         let stats = journal.stats();
         let age = stats.oldest_record_at.map(|oldest| {
             clock::wall()
@@ -338,12 +377,19 @@ fn scrape_hook(journal: &Arc<Journal>, bytes_max: u64) -> crate::metrics::Scrape
                 .to_std()
                 .unwrap_or_default()
         });
-        metrics.journal(&JournalReading {
+        JournalReading {
             pending_records: stats.pending_records,
+            unreadable_records: stats.unreadable_records_total,
+            faults: vec![
+                (JournalFault::TornTail, torn_tails),
+                (JournalFault::BadFrame, stats.quarantined_frames_total),
+                (JournalFault::Write, stats.write_errors_total),
+                (JournalFault::Sync, stats.fsync_errors_total),
+            ],
             bytes: stats.disk_bytes,
             bytes_max,
             oldest_record_age: age,
-        });
+        }
     })
 }
 

@@ -1029,7 +1029,6 @@ impl Log {
     pub(super) fn unreadable(&mut self, seq: u64, number: Option<u64>) {
         if self.unreadable.insert(seq) {
             self.counters.quarantined_frames += 1;
-            self.counters.unreadable_records += 1;
             self.damage(number);
             tracing::error!(?number, dir = %self.dir.display(), "journal record is unreadable; its file will be kept aside");
         }
@@ -1071,7 +1070,9 @@ impl Log {
                 None => break,
             }
         }
-        self.unreadable = self.unreadable.split_off(&self.committed);
+        let pending = self.unreadable.split_off(&self.committed);
+        self.counters.unreadable_records += wide(self.unreadable.len());
+        self.unreadable = pending;
         self.counters.committed += committed;
         committed
     }

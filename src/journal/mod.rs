@@ -539,8 +539,14 @@ impl Journal {
     ///
     /// Blocks on writing the cursor and removing files.
     pub fn commit(&self, upto: Position) -> u64 {
+        self.commit_with(upto, || ())
+    }
+
+    /// As [`Journal::commit`]; `counted` is called as soon as the records are no longer pending,
+    /// before what that leaves to be done on disk.
+    pub fn commit_with(&self, upto: Position, counted: impl FnOnce()) -> u64 {
         let mut reader = lock(&self.shared.reader);
-        self.shared.commit(&mut reader, upto)
+        self.shared.commit(&mut reader, upto, counted)
     }
 
     /// Waits until there are pending records.
@@ -713,7 +719,7 @@ impl Shared {
             let upto = Position(upto);
             if records.is_empty() {
                 // None of them can be read; they are counted and must not block the rest.
-                self.commit(reader, upto);
+                self.commit(reader, upto, || ());
                 continue;
             }
             return Ok(Some(Batch { records, upto }));
@@ -758,8 +764,9 @@ impl Shared {
             .collect()
     }
 
-    fn commit(&self, reader: &mut Reader, upto: Position) -> u64 {
+    fn commit(&self, reader: &mut Reader, upto: Position, counted: impl FnOnce()) -> u64 {
         let committed = lock(&self.log).commit(upto.0);
+        counted();
         self.write_cursor();
         self.remove_stored(reader);
         if lock(&self.log).fault() == Some(Reason::JournalFull) {

@@ -7,7 +7,8 @@
 //! brings are bounded here, whatever the caller passes: by [`Config`], with a counter for every
 //! bound that bites (`taffrail_series_limited_total`). No key, URL, prompt or id is a label.
 //!
-//! [`labels`] has the bounds on values, `series` the handles and the budget, [`exposition`] the
+//! [`labels`] has the bounds on values, `series` the handles and the budget, `records` the books
+//! by stage, [`exposition`] the
 //! formats, [`process`] the numbers of the process.
 
 pub mod catalogue;
@@ -15,6 +16,7 @@ pub mod exposition;
 mod families;
 pub mod labels;
 pub mod process;
+mod records;
 mod series;
 mod values;
 mod vocabulary;
@@ -37,6 +39,7 @@ use tokio::time::Instant;
 use self::exposition::Format;
 use self::families::{Families, GaugeF64, LabelledFamily};
 use self::labels::{ATTRIBUTION_LABELS_MAX, Names, OTHER, Slot, UNKNOWN, clean};
+use self::records::Records;
 use self::series::{Budget, Handles, Key, Series, SeriesMap};
 use self::values::ExactCounter;
 pub use self::vocabulary::{
@@ -91,17 +94,24 @@ const RECORDS_AT_START: &[(Stage, Reason)] = &[
 ];
 
 /// What the journal says of itself at a scrape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalReading {
     /// Records that the store has not taken yet.
     pub pending_records: u64,
     /// Bytes that the journal occupies.
     pub bytes: u64,
+    /// Records that could not be read back and were passed over, since the start.
+    pub unreadable_records: u64,
+    /// Faults that were met and survived, since the start.
+    pub faults: Vec<(JournalFault, u64)>,
     /// Bytes that it may occupy.
     pub bytes_max: u64,
     /// Age of the oldest pending record; `None` if there is none.
     pub oldest_record_age: Option<Duration>,
 }
+
+/// Asked at every scrape, and again until the books balance: it must be quick.
+pub type JournalWatch = Box<dyn Fn() -> JournalReading + Send + Sync>;
 
 /// Called at the start of every scrape to refresh what is read and not pushed.
 pub type ScrapeHook = Box<dyn Fn(&Metrics) + Send + Sync>;
@@ -118,7 +128,10 @@ pub struct Metrics {
     /// Made when a provider that is not configured turns up.
     other_provider: OnceLock<ProviderMetrics>,
     families: Families,
-    records: Handles<Counter>,
+    records: Records,
+    journal: OnceLock<JournalWatch>,
+    /// Held by the one scrape that is rendered.
+    rendering: Mutex<()>,
     limited: Handles<Counter>,
     overhead: Handles<Histogram>,
     late_commits: Counter,
@@ -258,7 +271,9 @@ impl Metrics {
                 .map(|name| (Box::from(*name), ProviderMetrics::new(name, &families)))
                 .collect(),
             other_provider: OnceLock::new(),
-            records: Handles::new(Stage::ALL.len() * Reason::ALL.len()),
+            records: Records::new(),
+            journal: OnceLock::new(),
+            rendering: Mutex::default(),
             limited: Handles::new(Limit::ALL.len()),
             overhead: Handles::new(Phase::ALL.len()),
             late_commits: families.late_commits.with(&[]),
@@ -296,7 +311,7 @@ impl Metrics {
             self.overhead_histogram(*phase);
         }
         for (stage, reason) in RECORDS_AT_START {
-            self.records(*stage, *reason, 0);
+            families.records.with(&[stage.as_str(), reason.as_str()]);
         }
     }
 
@@ -532,16 +547,37 @@ impl Metrics {
 
     /// Counts `count` records as having reached `stage`.
     pub fn records(&self, stage: Stage, reason: Reason, count: u64) {
-        let index = stage as usize * Reason::ALL.len() + reason as usize;
-        let records = self.records.get(index, || {
+        self.records.count(stage, reason, count);
+    }
+
+    /// Has `watch` asked at every scrape what the journal says of itself; the first one counts.
+    pub fn watch_journal(&self, watch: JournalWatch) {
+        self.journal.get_or_init(|| watch);
+    }
+
+    /// Shows the records by stage, and the journal at the same moment.
+    fn settle_records(&self) {
+        let mut books = self.records.books();
+        if let Some(watch) = self.journal.get() {
+            let mut reading = watch();
+            for _ in 0..records::LOOKS_MAX {
+                let unreadable = reading.unreadable_records;
+                books = self.records.books().with_unreadable(unreadable);
+                if books.balance(reading.pending_records) {
+                    break;
+                }
+                std::thread::yield_now();
+                reading = watch();
+            }
+            self.journal(&reading);
+        }
+        self.records.show(books, |stage, reason| {
             let labels = [stage.as_str(), reason.as_str()];
             self.families.records.with(&labels)
         });
-        self::count(records, count);
     }
 
-    /// Takes what the journal says of itself; for a scrape hook.
-    pub fn journal(&self, reading: &JournalReading) {
+    fn journal(&self, reading: &JournalReading) {
         let families = &self.families;
         set(
             &families.journal_pending_records,
@@ -552,16 +588,15 @@ impl Metrics {
         set(&families.journal_bytes_max, &[], float(reading.bytes_max));
         let age = reading.oldest_record_age.unwrap_or_default();
         set(&families.journal_oldest_record_age, &[], age.as_secs_f64());
+        for (fault, total) in &reading.faults {
+            let shown = families.journal_faults.with(&[fault.as_str()]);
+            shown.inc_by(total.saturating_sub(shown.get()));
+        }
     }
 
     /// Takes the duration of an fsync of the journal.
     pub fn journal_fsync(&self, duration: Duration) {
         self.journal_fsync.observe(duration.as_secs_f64());
-    }
-
-    /// Counts a fault that the journal met and survived.
-    pub fn journal_fault(&self, fault: JournalFault) {
-        self.families.journal_faults.with(&[fault.as_str()]).inc();
     }
 
     /// Takes whether the store answered. Until the first call the metric is absent.
@@ -661,6 +696,7 @@ impl Metrics {
     /// Takes up to some 10 ms of CPU at the limits of [`Config`]: not for a thread that relays
     /// traffic.
     pub fn encode(&self, format: Format, now: Instant) -> Vec<u8> {
+        let _turn = lock(&self.rendering);
         let hooks = self
             .hooks
             .read()
@@ -669,6 +705,7 @@ impl Metrics {
         for hook in hooks {
             hook(self);
         }
+        self.settle_records();
         self.refresh_rate_limits(now);
         // Encoding fails only where a label set does, and ours write to memory.
         let families = prometheus_protobuf::encode(&self.registry).unwrap_or_default();

@@ -5,7 +5,6 @@
 //! passes.
 
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -15,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::provider::{RequestFacts, RequestReader};
+use crate::proxy::guard::guarded;
 use crate::proxy::rewrite::Splicer;
 
 /// What the meter has seen of the request's body. Shared between the body, which fills it while
@@ -27,12 +27,13 @@ pub(super) struct RequestTap {
 }
 
 impl RequestTap {
-    pub(super) fn new(reader: Box<dyn RequestReader>) -> RequestTap {
+    /// Shows the body to `reader`; without one it panicked when it was made.
+    pub(super) fn new(reader: Option<Box<dyn RequestReader>>) -> RequestTap {
         RequestTap {
-            reader: Some(reader),
+            panics: u32::from(reader.is_none()),
+            reader,
             facts: RequestFacts::default(),
             bytes: 0,
-            panics: 0,
         }
     }
 
@@ -40,21 +41,21 @@ impl RequestTap {
     /// unread.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        self.guarded(|reader| reader.push(bytes));
+        self.show(|reader| reader.push(bytes));
     }
 
     /// Takes the end of the body.
     pub(super) fn end(&mut self) {
-        self.guarded(|reader| reader.end());
+        self.show(|reader| reader.end());
     }
 
-    fn guarded(&mut self, step: impl FnOnce(&mut dyn RequestReader)) {
+    fn show(&mut self, step: impl FnOnce(&mut dyn RequestReader)) {
         let Some(mut reader) = self.reader.take() else {
             return;
         };
-        match catch_unwind(AssertUnwindSafe(|| step(reader.as_mut()))) {
-            Ok(()) => self.reader = Some(reader),
-            Err(_) => self.panics += 1,
+        match guarded(|| step(reader.as_mut())) {
+            Some(()) => self.reader = Some(reader),
+            None => self.panics += 1,
         }
     }
 

@@ -1,3 +1,4 @@
+//! The proxy: relays what applications ask of their providers, and meters it on the way.
 //!
 //! `worker` accepts connections, `service` serves one request, `upstream` is the half towards
 //! the provider behind the one seam `exchange`, `relay` brings the response back and `settle`
@@ -7,6 +8,7 @@
 
 mod body;
 pub mod descriptors;
+mod guard;
 mod headers;
 mod identity;
 mod refusal;
@@ -16,6 +18,8 @@ mod route;
 mod service;
 mod settle;
 mod stream;
+mod tls;
+mod tunnel;
 mod upstream;
 mod worker;
 
@@ -31,8 +35,9 @@ use serde::{Deserialize, Serialize};
 pub use identity::{AttributionConfig, KEY_FIELDS};
 pub use refusal::ERROR_HEADER;
 pub use route::{Route, Routes};
+pub use tls::tls_config;
 pub use upstream::{Upstream, UpstreamUrlError};
-pub use worker::{Proxy, ProxyParts, tls_config};
+pub use worker::{Proxy, ProxyParts};
 
 /// The proxy's listener and limits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,8 +63,8 @@ pub struct Config {
     #[schemars(with = "String")]
     pub header_timeout: Duration,
     /// The longest silence: of a provider before or within a response, of a client between
-    /// requests or while it does not take what is sent to it. Reasoning models are silent for
-    /// minutes. There is no limit on the whole of a request.
+    /// requests or while it does not take what is sent to it, of both sides of a websocket.
+    /// Reasoning models are silent for minutes. There is no limit on the whole of a request.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub idle_timeout: Duration,

@@ -50,9 +50,7 @@ impl Refusal {
             ExchangeError::ConnectTimeout { .. } => {
                 (StatusCode::GATEWAY_TIMEOUT, "connect_timeout")
             }
-            ExchangeError::Broken { source, .. } if source.is_parse() => {
-                (StatusCode::BAD_GATEWAY, "invalid_response")
-            }
+            ExchangeError::Invalid { .. } => (StatusCode::BAD_GATEWAY, "invalid_response"),
             ExchangeError::Broken { .. } => (StatusCode::BAD_GATEWAY, "connection_broken"),
             ExchangeError::ResponseTimeout { .. } => {
                 (StatusCode::GATEWAY_TIMEOUT, "response_timeout")

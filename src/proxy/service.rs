@@ -1,5 +1,6 @@
 //! One request, from its head to the response that goes back.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::metrics::Rewrite;
-use crate::provider::{Call, End, RequestHead};
+use crate::provider::{Call, RequestHead};
 use crate::proxy::body::{Progress, RequestBody, RequestTap, Upload};
+use crate::proxy::guard::guarded;
 use crate::proxy::headers::{head_bytes, is_websocket_upgrade, lists, strip_hop_by_hop};
 use crate::proxy::identity::{Identity, strip_own_fields};
 use crate::proxy::refusal::Refusal;
@@ -24,11 +26,20 @@ use crate::proxy::rewrite::{self, Splicer, UsageEventFilter};
 use crate::proxy::route::{Route, Routes};
 use crate::proxy::settle::{Books, Opening, Settlement, is_event_stream};
 use crate::proxy::stream::Phase;
+use crate::proxy::tunnel::Tunnel;
 use crate::proxy::upstream::{Exchanged, Upstreams};
+use crate::record::Operation;
 
 /// A body up to this size is read in full before the request goes out: it can then be sent
 /// again on a fresh connection, and its model is known from the start.
 const WHOLE_BODY_BYTES_MAX: u64 = 64 << 10;
+
+/// A call whose provider's code panicked over it.
+const UNRECOGNISED: Call = Call {
+    operation: Operation::Other,
+    route: Cow::Borrowed("unknown"),
+    model: None,
+};
 
 /// What a worker needs to serve requests.
 pub(super) struct Service {
@@ -158,8 +169,12 @@ impl Service {
             query,
             headers: &head.headers,
         };
-        let call = route.provider.recognise(asked);
-        let reader = route.provider.read_request(&call, asked);
+        let provider = &route.provider;
+        let call = guarded(|| provider.recognise(asked)).unwrap_or_else(|| {
+            self.books.ledger.metrics().meter_panic();
+            UNRECOGNISED
+        });
+        let reader = guarded(|| provider.read_request(&call, asked));
         let tap = Rc::new(RefCell::new(RequestTap::new(reader)));
         let mut settlement = Settlement::open(
             self.books.clone(),
@@ -246,7 +261,7 @@ impl Service {
         route.usage_injection
             && is_json
             && !headers.contains_key(header::CONTENT_ENCODING)
-            && route.provider.needs_usage_injection(call)
+            && guarded(|| route.provider.needs_usage_injection(call)).unwrap_or(false)
     }
 
     /// Prepares the request's body: whole if it is small, streaming otherwise.
@@ -259,7 +274,8 @@ impl Service {
     ) -> Result<Outgoing, Refusal> {
         let length = incoming.size_hint().exact();
         let is_small = length.is_some_and(|length| length <= WHOLE_BODY_BYTES_MAX);
-        if is_small && !headers.contains_key(header::EXPECT) {
+        let is_awaited = length != Some(0) && headers.contains_key(header::EXPECT);
+        if is_small && !is_awaited {
             let collected = tokio::time::timeout(self.idle_timeout, incoming.collect()).await;
             let Ok(Ok(collected)) = collected else {
                 return Err(Refusal::new(
@@ -291,6 +307,13 @@ impl Service {
                 progress: None,
                 injection,
             });
+        }
+        if length.is_none() {
+            // Without it hyper would take a GET to have no body.
+            headers.insert(
+                header::TRANSFER_ENCODING,
+                HeaderValue::from_static("chunked"),
+            );
         }
         let progress = Rc::new(Progress::default());
         let splicer = may_inject.then(Splicer::new);
@@ -384,22 +407,11 @@ impl Service {
             .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers
             .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let silence_max = self.idle_timeout;
         tokio::task::spawn_local(async move {
-            let (Ok(client), Ok(provider)) = (client.await, provider.await) else {
-                return;
-            };
-            let mut client = hyper_util::rt::TokioIo::new(client);
-            let mut provider = hyper_util::rt::TokioIo::new(provider);
-            let copied = tokio::io::copy_bidirectional(&mut client, &mut provider).await;
-            match copied {
-                Ok((up, down)) => {
-                    settlement.tunnelled(up, down);
-                    settlement.finish(End::Complete);
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "tunnel broke");
-                    settlement.finish(End::Truncated);
-                }
+            let tunnel = Tunnel::new(settlement);
+            if let (Ok(client), Ok(provider)) = (client.await, provider.await) {
+                tunnel.relay(client, provider, silence_max).await;
             }
         });
         Response::from_parts(head, ResponseBody::Own(None))

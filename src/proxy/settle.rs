@@ -6,7 +6,6 @@
 //! in each of these cases and never twice.
 
 use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,6 +24,7 @@ use crate::money::Usd;
 use crate::price::{Missing, PriceBook, Query};
 use crate::provider::{Call, End, Meter, Milestone, Provider, Report, RequestFacts, ResponseHead};
 use crate::proxy::body::RequestTap;
+use crate::proxy::guard::guarded;
 use crate::proxy::refusal::Refusal;
 use crate::record::{CostSource, Fidelity, Intent, UnpricedReason, UsageRecord};
 use crate::usage::Usage;
@@ -55,14 +55,14 @@ impl ResponseTap {
     fn push(&mut self, bytes: &[u8]) -> Option<Milestone> {
         let mut meter = self.meter.take()?;
         let mut milestone = None;
-        let pushed = catch_unwind(AssertUnwindSafe(|| {
+        let pushed = guarded(|| {
             self.inflater.push(bytes, &mut |decoded| {
                 milestone = milestone.or(meter.push(decoded));
             });
-        }));
+        });
         match pushed {
-            Ok(()) => self.meter = Some(meter),
-            Err(_) => self.panics += 1,
+            Some(()) => self.meter = Some(meter),
+            None => self.panics += 1,
         }
         milestone
     }
@@ -71,18 +71,16 @@ impl ResponseTap {
         let Some(meter) = self.meter.take() else {
             return (None, self.panics);
         };
-        let finished = catch_unwind(AssertUnwindSafe(|| {
+        let finished = guarded(|| {
             self.inflater.end();
             let mut report = meter.finish(end, request);
             if self.inflater.status() != Decoding::Ok {
                 report.fidelity = Fidelity::Undecodable;
             }
             report
-        }));
-        match finished {
-            Ok(report) => (Some(report), self.panics),
-            Err(_) => (None, self.panics + 1),
-        }
+        });
+        let panics = self.panics + u32::from(finished.is_none());
+        (finished, panics)
     }
 }
 
@@ -159,19 +157,23 @@ impl Settlement {
         let Some(open) = &mut self.0 else { return };
         open.status = Some(status.as_u16());
         open.is_streamed = is_event_stream(headers);
-        let provider = &open.opening.provider;
-        let limits = provider.rate_limits(headers);
-        if !limits.is_empty() {
-            open.books
-                .ledger
-                .metrics()
-                .rate_limits(&open.opening.name, &limits, clock::instant());
+        let Opening {
+            provider,
+            name,
+            call,
+            ..
+        } = &open.opening;
+        let metrics = open.books.ledger.metrics();
+        match guarded(|| provider.rate_limits(headers)) {
+            Some(limits) if limits.is_empty() => {}
+            Some(limits) => metrics.rate_limits(name, &limits, clock::instant()),
+            None => metrics.meter_panic(),
         }
-        let meter = provider.meter(&open.opening.call, ResponseHead { status, headers });
+        let meter = guarded(|| provider.meter(call, ResponseHead { status, headers }));
         open.tap = Some(ResponseTap {
             inflater: Inflater::for_headers(headers),
-            meter: Some(meter),
-            panics: 0,
+            panics: u32::from(meter.is_none()),
+            meter,
         });
     }
 
@@ -305,7 +307,7 @@ impl Open {
         let mut record = self.intent().interrupted(self.books.instance.clone());
         let request = self.opening.request.borrow();
         let facts = request.facts().clone();
-        let mut panics = request.panics();
+        self.count_panics(request.panics());
         record.request_bytes = Some(request.bytes());
         drop(request);
         record.response_bytes = Some(self.response_bytes);
@@ -332,23 +334,25 @@ impl Open {
             }
         };
         let finished = self.tap.take().map(|tap| tap.finish(end, &facts));
-        let report = finished.and_then(|(report, meter_panics)| {
-            panics += meter_panics;
+        let report = finished.and_then(|(report, panics)| {
+            self.count_panics(panics);
             report
         });
-        for _ in 0..panics {
-            self.books.ledger.metrics().meter_panic();
-        }
         match report {
-            Some(report) => self.enter(&mut record, report, end, &facts),
+            Some(report) => self.enter(&mut record, report, &facts),
             // Nobody read the response: all that is known is what the transport shows.
             None => record.outcome = unread_outcome(end, self.status),
         }
         if is_unread && record.outcome == Outcome::Ok {
             record.outcome = Outcome::ClientCancelled;
         }
-        if end == End::Cancelled && self.books.is_aborting.load(Ordering::Relaxed) {
-            record.outcome = Outcome::Interrupted;
+        // A response that has said its last word is not spoilt by the end of its connection.
+        if end == End::Cancelled && record.outcome == Outcome::ClientCancelled {
+            if self.books.is_aborting.load(Ordering::Relaxed) {
+                record.outcome = Outcome::Interrupted;
+            } else if std::thread::panicking() {
+                record.outcome = Outcome::ProxyError;
+            }
         }
         if record.cost_usd.is_none() && record.unpriced_reason.is_none() {
             record.unpriced_reason = unpriced_without_usage(&record, end);
@@ -357,8 +361,14 @@ impl Open {
         record
     }
 
+    fn count_panics(&self, panics: u32) {
+        for _ in 0..panics {
+            self.books.ledger.metrics().meter_panic();
+        }
+    }
+
     /// Enters what the meter reported, and prices it.
-    fn enter(&self, record: &mut UsageRecord, report: Report, end: End, facts: &RequestFacts) {
+    fn enter(&self, record: &mut UsageRecord, report: Report, facts: &RequestFacts) {
         record.outcome = report.outcome;
         record.fidelity = report.fidelity;
         record.usage = Usage::total_of(report.parts.iter().map(|part| &part.usage));
@@ -375,10 +385,8 @@ impl Open {
             (None, _) if record.usage.is_empty() => {}
             (None, fidelity) => match self.price(record, &report, facts) {
                 Ok(priced) => {
-                    let is_inferred = report.estimated
-                        || priced.is_estimated
-                        || end != End::Complete
-                        || fidelity != Fidelity::Complete;
+                    let is_inferred =
+                        report.estimated || priced.is_estimated || fidelity != Fidelity::Complete;
                     record.cost_usd = Some(priced.cost.normalize());
                     record.price_version = Some(priced.version.to_string());
                     record.cost_source = Some(match is_inferred {

@@ -111,24 +111,31 @@ pub(super) struct ClientLimits {
     pub(super) idle_timeout: Duration,
 }
 
-/// A client's socket. hyper has one timer for both the wait for a request and the reading of its
+/// A client's socket, with what is to live as long as it does. hyper has one timer for both the wait for a request and the reading of its
 /// head, and none for a client that stops reading; here each has its own limit.
-pub(super) struct ClientStream {
+pub(super) struct ClientStream<G> {
     socket: TcpStream,
     phase: Arc<Phase>,
     limits: ClientLimits,
     read_limit: Option<(u8, Pin<Box<Sleep>>)>,
     write_limit: Option<Pin<Box<Sleep>>>,
+    _guard: G,
 }
 
-impl ClientStream {
-    pub(super) fn new(socket: TcpStream, phase: Arc<Phase>, limits: ClientLimits) -> ClientStream {
+impl<G> ClientStream<G> {
+    pub(super) fn new(
+        socket: TcpStream,
+        phase: Arc<Phase>,
+        limits: ClientLimits,
+        guard: G,
+    ) -> ClientStream<G> {
         ClientStream {
             socket,
             phase,
             limits,
             read_limit: None,
             write_limit: None,
+            _guard: guard,
         }
     }
 
@@ -176,7 +183,7 @@ fn timed_out(message: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, message)
 }
 
-impl AsyncRead for ClientStream {
+impl<G: Unpin> AsyncRead for ClientStream<G> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -202,7 +209,7 @@ impl AsyncRead for ClientStream {
     }
 }
 
-impl AsyncWrite for ClientStream {
+impl<G: Unpin> AsyncWrite for ClientStream<G> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -22,10 +22,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
+use hyper::client::conn::{TrySendError, http1};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -170,6 +170,14 @@ pub(super) enum ExchangeError {
         /// What failed.
         source: hyper::Error,
     },
+    /// What came is no response to a request.
+    #[error("{host} did not answer with a valid response: {problem}")]
+    Invalid {
+        /// The upstream's host.
+        host: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Nothing came.
     #[error("no response from {host} within {seconds} s")]
     ResponseTimeout {
@@ -234,8 +242,8 @@ impl Upstreams {
 
     /// Sends a request of the provider `name` to its upstream and waits for the response's head.
     ///
-    /// A pooled connection that turns out to be dead is replaced once by a fresh one, if nothing
-    /// of the response came and the body can be sent again.
+    /// A pooled connection that turns out to be dead is replaced once by a fresh one, if the
+    /// provider cannot have worked on the request.
     pub(super) async fn exchange(
         self: &Rc<Self>,
         name: &Arc<str>,
@@ -243,33 +251,34 @@ impl Upstreams {
         request: Request<RequestBody>,
         progress: Option<Rc<Progress>>,
     ) -> Result<Exchanged, ExchangeError> {
+        let progress = progress.as_ref();
         let Some(mut link) = self.check_out(name) else {
             let mut link = self.dial(upstream).await?;
-            let response = self
-                .send(upstream, &mut link, request, progress.as_ref())
-                .await?;
-            return Ok(self.exchanged(name, link, response, progress.as_ref(), false));
+            let sent = self.send(upstream, &mut link, request, progress).await;
+            let response = sent.map_err(|failed| failed.error)?;
+            return Ok(self.exchanged(name, link, response, progress, false));
         };
-        let again = request.body().replay().map(|bytes| {
-            let mut again = Request::new(RequestBody::Whole(Some(bytes)));
-            *again.method_mut() = request.method().clone();
-            *again.uri_mut() = request.uri().clone();
-            *again.headers_mut() = request.headers().clone();
-            again
+        let copy = request.body().replay().map(|bytes| {
+            let mut copy = Request::new(RequestBody::Whole(Some(bytes)));
+            *copy.method_mut() = request.method().clone();
+            *copy.uri_mut() = request.uri().clone();
+            *copy.headers_mut() = request.headers().clone();
+            copy
         });
-        match (
-            self.send(upstream, &mut link, request, progress.as_ref())
-                .await,
-            again,
-        ) {
-            (Ok(response), _) => Ok(self.exchanged(name, link, response, progress.as_ref(), false)),
-            (Err(ExchangeError::Broken { source, .. }), Some(again)) if is_stale(&source) => {
-                let mut link = self.dial(upstream).await?;
-                let response = self.send(upstream, &mut link, again, None).await?;
-                Ok(self.exchanged(name, link, response, None, true))
-            }
-            (Err(error), _) => Err(error),
-        }
+        let sent_at = clock::instant();
+        let failed = match self.send(upstream, &mut link, request, progress).await {
+            Ok(response) => return Ok(self.exchanged(name, link, response, progress, false)),
+            Err(failed) => failed,
+        };
+        let again = match (failed.unsent, copy) {
+            (Some(unsent), _) => *unsent,
+            (None, Some(copy)) if failed.error.is_stale(copy.method(), sent_at.elapsed()) => copy,
+            _ => return Err(failed.error),
+        };
+        let mut link = self.dial(upstream).await?;
+        let sent = self.send(upstream, &mut link, again, progress).await;
+        let response = sent.map_err(|failed| failed.error)?;
+        Ok(self.exchanged(name, link, response, progress, true))
     }
 
     /// Sends an upgrade request over a connection of its own; the pair of a `101` and the
@@ -293,7 +302,7 @@ impl Upstreams {
             .await
             .map_err(|_| self.response_timeout(upstream))?
             .map_err(|source| broken(upstream, source))?;
-        let is_switched = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+        let is_switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let upgrade = is_switched.then(|| hyper::upgrade::on(&mut response));
         let link = Link {
             connection: None,
@@ -312,7 +321,9 @@ impl Upstreams {
         is_retried: bool,
     ) -> Exchanged {
         let (head, body) = response.into_parts();
-        let is_uploading = progress.is_some_and(|progress| !progress.is_done.get());
+        // A body that still waits for `100 Continue` will not be sent any more.
+        let is_uploading =
+            progress.is_some_and(|progress| !progress.is_done.get() && !progress.is_held.get());
         if is_uploading && let Some(connection) = link.connection.take() {
             // The upload must go on while the client does not read the response, so the
             // connection gets a task of its own and is not pooled afterwards.
@@ -341,9 +352,9 @@ impl Upstreams {
         link: &mut Link,
         mut request: Request<RequestBody>,
         progress: Option<&Rc<Progress>>,
-    ) -> Result<Response<Incoming>, ExchangeError> {
+    ) -> Result<Response<Incoming>, Failed> {
         let continued = expect_continue(&mut request, progress);
-        let mut response = pin!(link.sender.send_request(request));
+        let mut response = pin!(link.sender.try_send_request(request));
         let connection = &mut link.connection;
         let mut seen = 0;
         let mut patience = pin!(tokio::time::sleep(CONTINUE_PATIENCE));
@@ -356,14 +367,14 @@ impl Upstreams {
                     *connection = None;
                 }
                 if let Poll::Ready(response) = response.as_mut().poll(&mut idle_context()) {
-                    return Poll::Ready(response.map_err(|source| broken(upstream, source)));
+                    return Poll::Ready(received(upstream, response));
                 }
                 if connection.is_none() {
                     // The response future resolves with the connection's end.
                     return response
                         .as_mut()
                         .poll(cx)
-                        .map_err(|source| broken(upstream, source));
+                        .map(|response| received(upstream, response));
                 }
                 if let (Some(continued), Some(progress)) = (&continued, progress)
                     && progress.is_held.get()
@@ -378,7 +389,7 @@ impl Upstreams {
                 // An upload that moves is not silence.
                 let now_seen = progress.map_or(seen, |progress| progress.bytes.get());
                 if now_seen == seen {
-                    return Poll::Ready(Err(self.response_timeout(upstream)));
+                    return Poll::Ready(Err(self.response_timeout(upstream).into()));
                 }
                 seen = now_seen;
                 silence
@@ -487,28 +498,83 @@ const MIN_BUFFER_BYTES: usize = 8192;
 /// The most header fields in one head, of requests and responses alike.
 pub(super) const HEADERS_MAX: usize = 100;
 
-fn broken(upstream: &Upstream, source: hyper::Error) -> ExchangeError {
-    ExchangeError::Broken {
-        host: upstream.host.clone(),
-        source,
+/// A request without a response.
+struct Failed {
+    error: ExchangeError,
+    /// The request, if nothing of it was sent.
+    unsent: Option<Box<Request<RequestBody>>>,
+}
+
+impl From<ExchangeError> for Failed {
+    fn from(error: ExchangeError) -> Failed {
+        Failed {
+            error,
+            unsent: None,
+        }
     }
 }
 
-/// Whether the error is that of a pooled connection which the provider had closed already.
-fn is_stale(error: &hyper::Error) -> bool {
-    error.is_canceled()
-        || error.is_closed()
-        || error.is_incomplete_message()
-        || std::error::Error::source(error)
-            .and_then(|source| source.downcast_ref::<io::Error>())
-            .is_some_and(|source| {
-                matches!(
-                    source.kind(),
-                    io::ErrorKind::ConnectionReset
-                        | io::ErrorKind::BrokenPipe
-                        | io::ErrorKind::ConnectionAborted
-                )
-            })
+/// What hyper's answer to a sent request means.
+fn received(
+    upstream: &Upstream,
+    response: Result<Response<Incoming>, TrySendError<Request<RequestBody>>>,
+) -> Result<Response<Incoming>, Failed> {
+    match response {
+        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Err(Failed::from(ExchangeError::Invalid {
+                host: upstream.host.clone(),
+                problem: "it switches protocols without being asked to".to_owned(),
+            }))
+        }
+        Ok(response) => Ok(response),
+        Err(mut failed) => {
+            let unsent = failed.take_message().map(Box::new);
+            let error = broken(upstream, failed.into_error());
+            Err(Failed { error, unsent })
+        }
+    }
+}
+
+fn broken(upstream: &Upstream, source: hyper::Error) -> ExchangeError {
+    let host = upstream.host.clone();
+    if source.is_parse() {
+        ExchangeError::Invalid {
+            host,
+            problem: source.to_string(),
+        }
+    } else {
+        ExchangeError::Broken { host, source }
+    }
+}
+
+/// How soon after a request was sent a pooled connection must break to count as one that the
+/// provider had closed already. Such a close and the request cross on the wire, so it shows
+/// within a round trip; a provider that breaks off later may have worked on the request.
+const STALE_TIME: Duration = Duration::from_millis(300);
+
+impl ExchangeError {
+    /// Whether a request that went out on a pooled connection can be sent again because the
+    /// provider had closed that connection already. The kind of the error cannot tell this from a
+    /// provider that dies at work, but the time can; and a method that may be repeated (RFC 9110,
+    /// section 9.2.2) costs nothing.
+    fn is_stale(&self, method: &Method, elapsed: Duration) -> bool {
+        let ExchangeError::Broken { source, .. } = self else {
+            return false;
+        };
+        let is_closed = source.is_closed()
+            || source.is_incomplete_message()
+            || std::error::Error::source(source)
+                .and_then(|source| source.downcast_ref::<io::Error>())
+                .is_some_and(|source| {
+                    matches!(
+                        source.kind(),
+                        io::ErrorKind::ConnectionReset
+                            | io::ErrorKind::BrokenPipe
+                            | io::ErrorKind::ConnectionAborted
+                    )
+                });
+        is_closed && (method.is_idempotent() || elapsed <= STALE_TIME)
+    }
 }
 
 /// Makes the body of a request with `expect: 100-continue` wait for the provider's word; the
@@ -525,7 +591,7 @@ fn expect_continue(
     let continued = Arc::new(AtomicBool::new(false));
     let flag = continued.clone();
     hyper::ext::on_informational(request, move |informational| {
-        if informational.status() == http::StatusCode::CONTINUE {
+        if informational.status() == StatusCode::CONTINUE {
             flag.store(true, Ordering::Relaxed);
         }
     });

@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,8 +16,6 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -26,7 +23,7 @@ use tokio::task::LocalSet;
 
 use crate::caller::Instance;
 use crate::ledger::Ledger;
-use crate::metrics::{Connection, Listener};
+use crate::metrics::{Connection, Listener, ProxyError};
 use crate::price::PriceBook;
 use crate::proxy::identity::Identity;
 use crate::proxy::refusal::Refusal;
@@ -49,6 +46,9 @@ const QUIET_TIME: Duration = Duration::from_millis(200);
 
 /// How long the last responses may take to leave once nothing is under way any more.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
+
+/// How often a stopping proxy looks at what is under way.
+const WATCH_STEP: Duration = Duration::from_millis(10);
 
 /// The most threads that an unset `threads` makes.
 const AUTO_THREADS_MAX: usize = 4;
@@ -149,6 +149,9 @@ impl Proxy {
                 .spawn(move || {
                     let local = LocalSet::new();
                     let served = local.block_on(&runtime, serve(listener, shared, stage));
+                    drop(local);
+                    // The look-up of a name may hang for minutes, and nobody waits for it now.
+                    runtime.shutdown_background();
                     if let Err(error) = served {
                         tracing::error!(%error, "a proxy thread ended");
                     }
@@ -177,26 +180,21 @@ impl Proxy {
     /// `grace` is over or `hurry` resolves, what is still under way is cut off and recorded as
     /// interrupted.
     pub async fn stop(self, grace: Duration, hurry: impl Future<Output = ()>) {
-        let mut hurry = pin!(hurry);
-        let idle = async {
-            tokio::select! {
-                () = self.quiet() => {}
-                () = tokio::time::sleep(grace) => {
-                    tracing::warn!(under_way = self.under_way(), "the grace period is over");
-                }
-            }
-        };
-        let is_idle = tokio::select! {
-            () = idle => self.under_way() == 0,
-            () = &mut hurry => false,
-        };
-        if is_idle {
+        let finishing = async {
+            self.rest(QUIET_TIME).await;
             self.stage.send_replace(Stage::Closing);
-            let closed = tokio::time::timeout(FLUSH_TIME, self.closed());
+            // A request whose head was on its way by then is served like any other.
             tokio::select! {
-                _ = closed => {}
-                () = &mut hurry => {}
+                () = self.closed() => {}
+                () = self.rest(FLUSH_TIME) => {}
             }
+        };
+        tokio::select! {
+            () = finishing => {}
+            () = tokio::time::sleep(grace) => {
+                tracing::warn!(under_way = self.under_way(), "the grace period is over");
+            }
+            () = hurry => {}
         }
         self.shared.is_aborting.store(true, Ordering::Relaxed);
         self.stage.send_replace(Stage::Aborting);
@@ -208,14 +206,13 @@ impl Proxy {
         }
     }
 
-    /// Resolves when nothing was under way for a while.
-    async fn quiet(&self) {
-        let step = QUIET_TIME / 4;
+    /// Resolves when nothing was under way for that time.
+    async fn rest(&self, time: Duration) {
         let mut quiet = Duration::ZERO;
-        while quiet < QUIET_TIME {
-            tokio::time::sleep(step).await;
+        while quiet < time {
+            tokio::time::sleep(WATCH_STEP).await;
             quiet = if self.under_way() == 0 {
-                quiet + step
+                quiet + WATCH_STEP
             } else {
                 Duration::ZERO
             };
@@ -225,7 +222,7 @@ impl Proxy {
     /// Resolves when no connection is open.
     async fn closed(&self) {
         while self.shared.connections.load(Ordering::Relaxed) > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(WATCH_STEP).await;
         }
     }
 }
@@ -297,7 +294,7 @@ fn service(shared: &Arc<Shared>) -> Service {
     }
 }
 
-/// Counts a connection for as long as it lives.
+/// Counts a connection for as long as it lives, as a tunnel too.
 struct Counted {
     shared: Arc<Shared>,
     _gauge: Connection,
@@ -347,7 +344,7 @@ fn accept(
         header_timeout: shared.config.header_timeout,
         idle_timeout: shared.config.idle_timeout,
     };
-    let stream = TokioIo::new(ClientStream::new(socket, phase.clone(), limits));
+    let stream = TokioIo::new(ClientStream::new(socket, phase.clone(), limits, counted));
     let service = service.clone();
     let answering = service_fn(move |request| {
         let (service, phase) = (service.clone(), phase.clone());
@@ -362,15 +359,18 @@ fn accept(
         .auto_date_header(false)
         .serve_connection(stream, answering)
         .with_upgrades();
-    let mut stage = stage.clone();
+    let (mut stage, shared) = (stage.clone(), shared.clone());
     tokio::task::spawn_local(async move {
-        let _counted = counted;
         let mut connection = pin!(connection);
         let mut has_been_told = false;
         loop {
             tokio::select! {
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
+                        // hyper has refused it by itself.
+                        if error.is_parse() {
+                            shared.ledger.metrics().proxy_error(ProxyError::BadRequest);
+                        }
                         tracing::debug!(%error, "a client connection ended");
                     }
                     return;
@@ -414,41 +414,4 @@ async fn turn_away(mut socket: TcpStream, max: u32) {
     if let Err(error) = written.await {
         tracing::debug!(%error, "a refused client did not wait for the answer");
     }
-}
-
-/// TLS towards providers: the public certificate authorities, and those in `ca_file`.
-///
-/// # Errors
-/// When the file cannot be read or holds no certificate.
-pub fn tls_config(ca_file: Option<&Path>) -> io::Result<Arc<rustls::ClientConfig>> {
-    let mut roots =
-        rustls::RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    if let Some(path) = ca_file {
-        let invalid = |problem: String| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{}: {problem}", path.display()),
-            )
-        };
-        let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
-            .map_err(|error| invalid(error.to_string()))?
-            .collect::<Result<_, _>>()
-            .map_err(|error| invalid(error.to_string()))?;
-        if certificates.is_empty() {
-            return Err(invalid("no certificate in it".to_owned()));
-        }
-        for certificate in certificates {
-            roots
-                .add(certificate)
-                .map_err(|error| invalid(error.to_string()))?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
 }

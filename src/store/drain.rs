@@ -161,17 +161,25 @@ impl Drain {
         }
     }
 
-    /// Ships until `shutdown`, and then, once more, what there is by then, for as long as
-    /// `shutdown_timeout` allows.
+    /// Ships until `shutdown`, and then, once more, what there is by then. It ends
+    /// `shutdown_timeout` after `shutdown` at the latest, whatever the store is doing.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        while self.ship(&shutdown).await.is_ok() {}
+        let journal = Arc::clone(&self.journal);
         let limit = self.config.shutdown_timeout;
-        if tokio::time::timeout(limit, self.ship_rest()).await.is_err() {
-            let pending = self.journal.stats().pending_records;
-            tracing::warn!(
-                pending,
+        let ship = async {
+            while self.ship(&shutdown).await.is_ok() {}
+            self.ship_rest().await;
+        };
+        let is_late = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(limit).await;
+        };
+        tokio::select! {
+            () = ship => {}
+            () = is_late => tracing::warn!(
+                pending = journal.stats().pending_records,
                 "the store did not take everything in time; the rest waits in the journal"
-            );
+            ),
         }
     }
 
@@ -213,12 +221,14 @@ impl Drain {
             self.work = Some(work);
             return Err(cancelled);
         }
-        let (journal, upto) = (Arc::clone(&self.journal), work.upto);
-        if let Err(error) = blocking(move || journal.commit(upto)).await {
+        let (journal, observe) = (Arc::clone(&self.journal), Arc::clone(&self.observe));
+        let Work { upto, shipped, .. } = work;
+        let committed =
+            blocking(move || journal.commit_with(upto, || observe(Event::Shipped(shipped)))).await;
+        if let Err(error) = committed {
             // The records come again and are duplicates then.
             tracing::error!(%error, "the journal could not be told what is stored");
         }
-        (self.observe)(Event::Shipped(work.shipped));
         Ok(records)
     }
 

@@ -25,7 +25,7 @@ use taffrail::provider::{
 use taffrail::wire::inflate::Inflater;
 
 /// Cutting a body once at each byte is quadratic; longer bodies are cut at as many places.
-const SINGLE_CUTS_MAX: usize = 2048;
+const SINGLE_CUTS_MAX: usize = 4096;
 
 /// How often a body is cut at several random places.
 const MULTI_CUTS: u64 = 24;

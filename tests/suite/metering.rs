@@ -278,7 +278,7 @@ impl Case {
             .or(text(&request["model"]))
             .or(text(&self.expect["call"]["model"]));
         let mut cost = Decimal::ZERO;
-        let mut is_estimated = is_cut || report["fidelity"] != "complete";
+        let mut is_estimated = report["fidelity"] != "complete";
         is_estimated |= report["estimated"] == true;
         for part in report["parts"].as_array().unwrap() {
             let Some(model) = text(&part["model"]).or(own.clone()) else {

@@ -694,3 +694,317 @@ async fn a_head_up_to_the_limit_passes_and_a_longer_one_does_not() {
         );
     }
 }
+
+/// A pooled connection, and the time that it then stays open with a request on it.
+fn breaking_after(pause: Duration) -> Vec<Vec<Act>> {
+    vec![
+        vec![
+            Act::Read,
+            ok("warm"),
+            Act::Read,
+            Act::Pause(pause),
+            Act::Close,
+        ],
+        vec![Act::Read, ok("again"), Act::AwaitClose],
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_the_provider_may_have_worked_on_is_not_sent_again() {
+    const POST: &[u8] = b"POST /up/x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi";
+    let (at_once, later) = (Duration::ZERO, Duration::from_millis(900));
+    for (request, pause, status, requests) in [
+        (POST, at_once, 200, 3),
+        (POST, later, 502, 2),
+        // A repeated GET costs nothing.
+        (GET, later, 200, 3),
+    ] {
+        let upstream = Upstream::start_each(breaking_after(pause)).await;
+        let sidecar = Sidecar::start(upstream.address, Plain::new());
+        assert_eq!(ask(sidecar.address, GET).await.status, 200);
+        let case = (String::from_utf8_lossy(request), pause);
+        assert_eq!(
+            ask(sidecar.address, request).await.status,
+            status,
+            "{case:?}"
+        );
+        assert_eq!(upstream.requests().len(), requests, "{case:?}");
+        let record = sidecar.records(2).await.remove(1);
+        assert_eq!(record.outcome == Outcome::Ok, status == 200, "{case:?}");
+        let retries = sidecar.sample("taffrail_upstream_retries_total{provider=\"up\"}");
+        assert_eq!(
+            retries,
+            Some(if status == 200 { 1.0 } else { 0.0 }),
+            "{case:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_expectation_leaves_no_connection_behind() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let request =
+        b"POST /up/x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    let refusal = b"HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\n\r\nno";
+    provider.write_all(refusal).await.unwrap();
+    read_until(&mut client, b"no").await;
+    assert!(
+        is_closed_soon(&mut provider).await,
+        "the upstream stays open"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_in_chunks_reaches_the_provider_whatever_the_method() {
+    for method in ["GET", "DELETE", "POST"] {
+        let upstream = Upstream::start(vec![Act::Read, ok("ok"), Act::AwaitClose]).await;
+        let sidecar = Sidecar::start(upstream.address, Plain::new());
+        let request = format!(
+            "{method} /up/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+             5\r\nhello\r\n0\r\n\r\n"
+        );
+        assert_eq!(ask(sidecar.address, request.as_bytes()).await.status, 200);
+        let seen = upstream.requests().remove(0);
+        assert!(
+            seen.ends_with(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+            "{}",
+            String::from_utf8_lossy(&seen)
+        );
+        assert_eq!(sidecar.records(1).await.remove(0).request_bytes, Some(5));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switch_of_protocols_that_nobody_asked_for_is_no_response() {
+    let upstream = Upstream::start(vec![
+        Act::Read,
+        Act::send("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
+        Act::AwaitClose,
+    ])
+    .await;
+    let sidecar = Sidecar::start(upstream.address, Plain::new());
+    let seen = ask(sidecar.address, GET).await;
+    assert_eq!(seen.status, 502);
+    assert_eq!(
+        seen.headers["x-taffrail-error"],
+        [b"invalid_response".to_vec()]
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::UpstreamError);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_whose_code_panics_at_the_outset_changes_nothing_for_the_client() {
+    let upstream = Upstream::start(vec![Act::Read, ok("fine"), Act::AwaitClose]).await;
+    let sidecar = Sidecar::start(upstream.address, Plain::panicking_at_the_outset());
+    let request = b"POST /up/x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}";
+    let seen = ask(sidecar.address, request).await;
+    assert_eq!(
+        (seen.status, seen.body, seen.ending),
+        (200, b"fine".to_vec(), Ending::Complete)
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(
+        (record.outcome, record.route.as_str()),
+        (Outcome::Ok, "unknown")
+    );
+    // The call, its body, the headroom and the response.
+    assert_eq!(sidecar.sample("taffrail_meter_panics_total"), Some(4.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_cannot_be_parsed_is_counted() {
+    let sidecar = Sidecar::start("127.0.0.1:9".parse().unwrap(), Plain::new());
+    let seen = ask(sidecar.address, b"GET /up/x HTTP/1.1\r\nhost\r\n\r\n").await;
+    assert_eq!(seen.status, 400);
+    let series = "taffrail_proxy_errors_total{reason=\"bad_request\"}";
+    let counted = async {
+        while sidecar.sample(series) != Some(1.0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let counted = tokio::time::timeout(Duration::from_secs(5), counted).await;
+    assert!(counted.is_ok(), "not counted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_response_that_has_said_its_last_word_is_ok_though_its_client_leaves_or_the_process_ends()
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let openai = taffrail::provider::builtin("openai").unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), openai);
+    let body = br#"{"model":"m","stream":true,"stream_options":{"include_usage":true}}"#;
+    let head = format!(
+        "POST /up/v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    let stream = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n\
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\n\
+        data: [DONE]\n\n";
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(body).await.unwrap();
+        let (mut provider, _) = listener.accept().await.unwrap();
+        read_until(&mut provider, b"}}").await;
+        provider.write_all(stream.as_bytes()).await.unwrap();
+        read_until(&mut client, b"[DONE]").await;
+        open.push((client, provider));
+    }
+    let (client, mut provider) = open.remove(0);
+    drop(client);
+    assert!(is_closed_soon(&mut provider).await);
+    let Sidecar { proxy, journal, .. } = sidecar;
+    proxy
+        .stop(Duration::from_millis(100), std::future::pending())
+        .await;
+    let batch = journal.next_batch(10, usize::MAX).unwrap().unwrap();
+    let outcomes: Vec<Outcome> = batch.records.iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Ok, Outcome::Ok]);
+}
+
+/// A websocket through the sidecar: the client's end and the provider's.
+async fn websocket(sidecar: &Sidecar, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let request = b"GET /up/ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\n\
+        upgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n\
+        upgrade: websocket\r\n\r\nHELLO";
+    provider.write_all(answer).await.unwrap();
+    read_until(&mut client, b"HELLO").await;
+    client.write_all(b"ping").await.unwrap();
+    read_until(&mut provider, b"ping").await;
+    (client, provider)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_counts_as_a_connection_and_its_record_says_who_broke_it_off() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let (client, _provider) = websocket(&sidecar, &listener).await;
+    let connections = "taffrail_connections{listener=\"proxy\"}";
+    assert_eq!(sidecar.sample(connections), Some(1.0));
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::ClientCancelled);
+
+    let (_client, provider) = websocket(&sidecar, &listener).await;
+    provider.set_zero_linger().unwrap();
+    drop(provider);
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.outcome, Outcome::UpstreamTruncated);
+    assert_eq!(
+        (record.request_bytes, record.response_bytes),
+        (Some(4), Some(5))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_ends_when_both_sides_are_silent() {
+    let config = Config {
+        idle_timeout: Duration::from_millis(300),
+        ..one_thread()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let sidecar = Sidecar::start_with(address, Plain::new(), config, MeterConfig::default());
+    let (mut client, mut provider) = websocket(&sidecar, &listener).await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.write_all(b"ping").await.unwrap();
+        read_until(&mut provider, b"ping").await;
+    }
+    assert!(
+        is_closed_soon(&mut client).await,
+        "the client is waited for"
+    );
+    assert!(
+        is_closed_soon(&mut provider).await,
+        "the provider is waited for"
+    );
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(
+        (record.outcome, record.request_bytes),
+        (Outcome::UpstreamTimeout, Some(44))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_end_of_the_process_cuts_off_is_recorded_with_what_was_seen() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let meter = MeterConfig {
+        on_client_disconnect: OnClientDisconnect::Drain,
+        ..MeterConfig::default()
+    };
+    let address = listener.local_addr().unwrap();
+    let sidecar = Sidecar::start_with(address, Plain::new(), one_thread(), meter);
+    let _websocket = websocket(&sidecar, &listener).await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+        client.write_all(GET).await.unwrap();
+        let (mut provider, _) = listener.accept().await.unwrap();
+        read_until(&mut provider, b"\r\n\r\n").await;
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello";
+        provider.write_all(head).await.unwrap();
+        read_until(&mut client, b"hello").await;
+        open.push((client, provider));
+    }
+    // One client has left, and its response is being read on.
+    let (client, mut provider) = open.remove(0);
+    drop(client);
+    assert!(!is_closed_soon(&mut provider).await);
+    let Sidecar { proxy, journal, .. } = sidecar;
+    proxy
+        .stop(Duration::from_millis(100), std::future::pending())
+        .await;
+    let batch = journal.next_batch(10, usize::MAX).unwrap().unwrap();
+    let mut seen: Vec<(Outcome, Option<u16>, Option<u64>)> = batch
+        .records
+        .iter()
+        .map(|record| (record.outcome, record.http_status, record.response_bytes))
+        .collect();
+    seen.sort_by_key(|(_, status, _)| *status);
+    let interrupted = |status| (Outcome::Interrupted, Some(status), Some(5));
+    assert_eq!(seen, [interrupted(101), interrupted(200), interrupted(200)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_head_comes_in_while_the_proxy_closes_has_the_grace_period_too() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let address = sidecar.address;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(b"GET /up/x HTTP/1.1\r\n").await.unwrap();
+    let Sidecar { proxy, journal, .. } = sidecar;
+    let stopping = tokio::spawn(proxy.stop(Duration::from_secs(60), std::future::pending()));
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(5), closed)
+        .await
+        .expect("it still listens");
+    client.write_all(b"host: a\r\n\r\n").await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    // Longer than the last responses of a proxy at rest may take to leave.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(!stopping.is_finished());
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate";
+    provider.write_all(answer).await.unwrap();
+    read_until(&mut client, b"late").await;
+    stopping.await.unwrap();
+    let batch = journal.next_batch(10, usize::MAX).unwrap().unwrap();
+    let outcomes: Vec<Outcome> = batch.records.iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Ok]);
+}

@@ -215,6 +215,13 @@ pub(crate) struct Ran {
     pub(crate) stderr: String,
 }
 
+impl Ran {
+    /// The last line of standard error; lines of the log may come before it.
+    pub(crate) fn last_line(&self) -> &str {
+        self.stderr.lines().last().unwrap_or_default()
+    }
+}
+
 /// A server that was started. It is killed when it is dropped.
 pub(crate) struct Process {
     child: Child,

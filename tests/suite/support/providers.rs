@@ -11,16 +11,46 @@ use taffrail::record::{Fidelity, Operation};
 
 /// A provider that meters nothing, or panics at every chance.
 pub(crate) struct Plain {
-    pub(crate) panics: bool,
+    panics: Panics,
+}
+
+/// Where a provider's code panics.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Panics {
+    Nowhere,
+    /// In what reads the bytes.
+    Reading,
+    /// Before there are any.
+    Outset,
 }
 
 impl Plain {
     pub(crate) fn new() -> Arc<Plain> {
-        Arc::new(Plain { panics: false })
+        let panics = Panics::Nowhere;
+        Arc::new(Plain { panics })
     }
 
     pub(crate) fn panicking() -> Arc<Plain> {
-        Arc::new(Plain { panics: true })
+        let panics = Panics::Reading;
+        Arc::new(Plain { panics })
+    }
+
+    pub(crate) fn panicking_at_the_outset() -> Arc<Plain> {
+        let panics = Panics::Outset;
+        Arc::new(Plain { panics })
+    }
+
+    fn begin(&self) {
+        let panics = self.panics == Panics::Outset;
+        assert!(!panics, "a provider panics on purpose");
+    }
+
+    fn reader(&self) -> Box<Reader> {
+        self.begin();
+        Box::new(Reader {
+            panics: self.panics == Panics::Reading,
+            facts: RequestFacts::default(),
+        })
     }
 }
 
@@ -82,6 +112,7 @@ impl Provider for Plain {
     }
 
     fn recognise(&self, head: RequestHead<'_>) -> Call {
+        self.begin();
         Call {
             operation: Operation::Other,
             route: head.path.to_owned().into(),
@@ -90,17 +121,11 @@ impl Provider for Plain {
     }
 
     fn read_request(&self, _: &Call, _: RequestHead<'_>) -> Box<dyn RequestReader> {
-        Box::new(Reader {
-            panics: self.panics,
-            facts: RequestFacts::default(),
-        })
+        self.reader()
     }
 
     fn meter(&self, _: &Call, _: ResponseHead<'_>) -> Box<dyn Meter> {
-        Box::new(Reader {
-            panics: self.panics,
-            facts: RequestFacts::default(),
-        })
+        self.reader()
     }
 
     fn needs_usage_injection(&self, _: &Call) -> bool {
@@ -108,6 +133,7 @@ impl Provider for Plain {
     }
 
     fn rate_limits(&self, _: &http::HeaderMap) -> Vec<RateLimit> {
+        self.begin();
         Vec::new()
     }
 }
