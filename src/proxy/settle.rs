@@ -104,7 +104,6 @@ struct Open {
     books: Rc<Books>,
     opening: Opening,
     tap: Option<ResponseTap>,
-    has_intent: bool,
     status: Option<u16>,
     is_streamed: bool,
     first_byte_us: Option<u64>,
@@ -123,7 +122,6 @@ impl Settlement {
             books,
             opening,
             tap: None,
-            has_intent: false,
             status: None,
             is_streamed: false,
             first_byte_us: None,
@@ -138,7 +136,6 @@ impl Settlement {
         let Some(open) = &mut self.0 else { return };
         if open.makes_row() {
             open.books.ledger.begin(&open.intent());
-            open.has_intent = true;
         }
     }
 

@@ -493,7 +493,7 @@ impl Upstreams {
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The smallest buffer that hyper accepts.
-const MIN_BUFFER_BYTES: usize = 8192;
+pub(super) const MIN_BUFFER_BYTES: usize = 8192;
 
 /// The most header fields in one head, of requests and responses alike.
 pub(super) const HEADERS_MAX: usize = 100;

@@ -32,7 +32,7 @@ use crate::proxy::route::Routes;
 use crate::proxy::service::Service;
 use crate::proxy::settle::Books;
 use crate::proxy::stream::{ClientLimits, ClientStream, Phase};
-use crate::proxy::upstream::{HEADERS_MAX, Limits, Upstreams};
+use crate::proxy::upstream::{HEADERS_MAX, Limits, MIN_BUFFER_BYTES, Upstreams};
 use crate::proxy::{AttributionConfig, Config, MeterConfig, OnClientDisconnect};
 
 /// How often idle upstream connections are looked over.
@@ -345,6 +345,7 @@ fn accept(
         idle_timeout: shared.config.idle_timeout,
     };
     let stream = TokioIo::new(ClientStream::new(socket, phase.clone(), limits, counted));
+    let buffer_bytes = service.head_bytes_max.max(MIN_BUFFER_BYTES);
     let service = service.clone();
     let answering = service_fn(move |request| {
         let (service, phase) = (service.clone(), phase.clone());
@@ -354,7 +355,7 @@ fn accept(
         .timer(TokioTimer::new())
         // The socket has the limits: hyper has one timer for waiting and reading alike.
         .header_read_timeout(None)
-        .max_buf_size(service_buffer(shared))
+        .max_buf_size(buffer_bytes)
         .max_headers(HEADERS_MAX)
         .auto_date_header(false)
         .serve_connection(stream, answering)
@@ -383,12 +384,6 @@ fn accept(
             }
         }
     });
-}
-
-fn service_buffer(shared: &Shared) -> usize {
-    usize::try_from(shared.config.head_bytes_max.as_u64())
-        .unwrap_or(usize::MAX)
-        .max(8192)
 }
 
 /// Tells a client in HTTP that there are too many connections.

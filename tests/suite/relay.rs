@@ -44,6 +44,33 @@ async fn read_until(stream: &mut TcpStream, wanted: &[u8]) -> Vec<u8> {
     seen
 }
 
+/// A request that has reached the provider, whose side the test plays.
+struct Reached {
+    sidecar: Sidecar,
+    listener: TcpListener,
+    client: TcpStream,
+    provider: TcpStream,
+    /// What the provider has got.
+    seen: Vec<u8>,
+}
+
+/// Sends a request through a sidecar until the provider has got `until`.
+async fn reach(request: &[u8], until: &[u8]) -> Reached {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    client.write_all(request).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    let seen = read_until(&mut provider, until).await;
+    Reached {
+        sidecar,
+        listener,
+        client,
+        provider,
+        seen,
+    }
+}
+
 /// Whether the peer closes within a second.
 async fn is_closed_soon(stream: &mut TcpStream) -> bool {
     let mut sink = [0; 4096];
@@ -110,12 +137,12 @@ async fn many_requests_share_one_upstream_connection_and_pipelining_keeps_their_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_before_the_head_closes_the_upstream() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
-    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
-    client.write_all(GET).await.unwrap();
-    let (mut provider, _) = listener.accept().await.unwrap();
-    read_until(&mut provider, b"\r\n\r\n").await;
+    let Reached {
+        sidecar,
+        client,
+        mut provider,
+        ..
+    } = reach(GET, b"\r\n\r\n").await;
     drop(client);
     assert!(
         is_closed_soon(&mut provider).await,
@@ -128,12 +155,12 @@ async fn a_client_that_leaves_before_the_head_closes_the_upstream() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_in_the_middle_closes_the_upstream() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
-    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
-    client.write_all(GET).await.unwrap();
-    let (mut provider, _) = listener.accept().await.unwrap();
-    read_until(&mut provider, b"\r\n\r\n").await;
+    let Reached {
+        sidecar,
+        mut client,
+        mut provider,
+        ..
+    } = reach(GET, b"\r\n\r\n").await;
     let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\ndata:1\r\n";
     provider.write_all(head).await.unwrap();
     read_until(&mut client, b"data:1").await;
@@ -216,13 +243,13 @@ async fn an_early_answer_reaches_a_client_that_still_uploads() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_response_streams_while_the_upload_goes_on() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
-    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
     let head = b"POST /up/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n";
-    client.write_all(head).await.unwrap();
-    let (mut provider, _) = listener.accept().await.unwrap();
-    read_until(&mut provider, b"one").await;
+    let Reached {
+        sidecar,
+        mut client,
+        mut provider,
+        ..
+    } = reach(head, b"one").await;
     let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nA\r\n";
     provider.write_all(answer).await.unwrap();
     read_until(&mut client, b"A\r\n").await;
@@ -271,14 +298,15 @@ async fn both_directions_move_when_the_client_reads_only_after_its_upload() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_body_waits_for_the_providers_100_continue() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
-    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
     let head =
         b"POST /up/x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
-    client.write_all(head).await.unwrap();
-    let (mut provider, _) = listener.accept().await.unwrap();
-    let seen = read_until(&mut provider, b"\r\n\r\n").await;
+    let Reached {
+        sidecar,
+        mut client,
+        mut provider,
+        seen,
+        ..
+    } = reach(head, b"\r\n\r\n").await;
     assert!(find(&seen, b"expect: 100-continue").is_some());
     let mut early = [0; 16];
     let nothing = tokio::time::timeout(Duration::from_millis(100), client.read(&mut early)).await;
@@ -321,14 +349,15 @@ async fn a_refusal_in_place_of_100_continue_spares_the_upload() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_websocket_is_tunnelled_after_the_providers_101_and_not_before() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
-    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
     let request = b"GET /up/v1/realtime?model=m HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\n\
         upgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nEARLY";
-    client.write_all(request).await.unwrap();
-    let (mut provider, _) = listener.accept().await.unwrap();
-    let seen = read_until(&mut provider, b"\r\n\r\n").await;
+    let Reached {
+        sidecar,
+        mut client,
+        mut provider,
+        seen,
+        ..
+    } = reach(request, b"\r\n\r\n").await;
     assert!(find(&seen, b"upgrade: websocket").is_some());
     assert!(
         seen.ends_with(b"\r\n\r\n"),
@@ -607,12 +636,13 @@ async fn more_connections_than_the_limit_are_told_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopping_lets_requests_finish_and_new_ones_in_until_traffic_rests() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
-    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
-    client.write_all(GET).await.unwrap();
-    let (mut provider, _) = listener.accept().await.unwrap();
-    read_until(&mut provider, b"\r\n\r\n").await;
+    let Reached {
+        sidecar,
+        listener,
+        mut client,
+        mut provider,
+        ..
+    } = reach(GET, b"\r\n\r\n").await;
     let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\ndata:1\r\n";
     provider.write_all(head).await.unwrap();
     read_until(&mut client, b"data:1").await;
@@ -742,14 +772,14 @@ async fn a_request_that_the_provider_may_have_worked_on_is_not_sent_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_expectation_leaves_no_connection_behind() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sidecar = Sidecar::start(listener.local_addr().unwrap(), Plain::new());
-    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
     let request =
         b"POST /up/x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
-    client.write_all(request).await.unwrap();
-    let (mut provider, _) = listener.accept().await.unwrap();
-    read_until(&mut provider, b"\r\n\r\n").await;
+    let Reached {
+        sidecar: _sidecar,
+        mut client,
+        mut provider,
+        ..
+    } = reach(request, b"\r\n\r\n").await;
     let refusal = b"HTTP/1.1 417 Expectation Failed\r\ncontent-length: 2\r\n\r\nno";
     provider.write_all(refusal).await.unwrap();
     read_until(&mut client, b"no").await;
