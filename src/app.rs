@@ -369,8 +369,8 @@ fn journal_watch(
     torn_tails: u64,
 ) -> crate::metrics::JournalWatch {
     let journal = journal.clone();
-    Box::new(move || {
-        let stats = journal.stats();
+    Box::new(move |look| {
+        let stats = journal.stats_with(look);
         let age = stats.oldest_record_at.map(|oldest| {
             clock::wall()
                 .signed_duration_since(oldest)
@@ -408,7 +408,7 @@ fn store_observer(metrics: &Arc<Metrics>) -> crate::store::drain::Observer {
             metrics.records(Stage::Stored, Reason::None, stored);
             metrics.records(Stage::Duplicate, Reason::None, duplicates);
             metrics.records(Stage::DeadLettered, Reason::Rejected, dead_lettered);
-            metrics.records(Stage::DeadLettered, Reason::Unreadable, lost);
+            metrics.records(Stage::DeadLettered, Reason::Unwritable, lost);
             metrics.store_batch(duration);
         }
     })

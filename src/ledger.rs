@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use crate::clock;
 use crate::journal::{self, Journal};
 use crate::metrics::{Metrics, Reason, Stage};
@@ -42,17 +40,20 @@ impl Ledger {
         }
     }
 
-    /// Enters a finished request that makes a row. It counts as completed first, so that the
-    /// stages after it never exceed it at a scrape.
+    /// Enters a finished request that makes a row. It is counted while the journal takes it, so
+    /// that a scrape sees it in all its places or in none.
     pub fn complete(&self, record: &UsageRecord) {
         self.metrics.observe(record);
-        self.metrics.records(Stage::Completed, Reason::None, 1);
         let started = clock::instant();
-        match self.journal.record(record) {
-            Ok(_) => self.metrics.records(Stage::Journaled, Reason::None, 1),
-            Err(error) => self
-                .metrics
-                .records(Stage::Dropped, dropped(error.reason), 1),
+        let placed = self.journal.record_with(record, |placed| {
+            self.metrics.records(Stage::Completed, Reason::None, 1);
+            match placed {
+                Ok(_) => self.metrics.records(Stage::Journaled, Reason::None, 1),
+                Err(reason) => self.metrics.records(Stage::Dropped, dropped(reason), 1),
+            }
+        });
+        if let Err(error) = placed {
+            tracing::debug!(%error, id = %record.id, "record dropped");
         }
         if started.elapsed() > COMMIT_WAIT_MAX {
             self.metrics.late_commit();
@@ -62,11 +63,6 @@ impl Ledger {
     /// Enters a finished request that makes no row.
     pub fn count(&self, record: &UsageRecord) {
         self.metrics.observe(record);
-    }
-
-    /// Takes back an intent: its request makes no row after all.
-    pub fn abandon(&self, id: Uuid) {
-        self.journal.abandon(id);
     }
 }
 

@@ -489,6 +489,19 @@ impl Journal {
     /// If it is lost: neither the disk nor the memory takes it. It is counted by the reason why
     /// the disk does not.
     pub fn record(&self, record: &UsageRecord) -> Result<Placement, AppendError> {
+        self.record_with(record, |_| ())
+    }
+
+    /// As [`Journal::record`]; `counted` is told what became of the record at the same moment at
+    /// which [`Journal::stats_with`] sees it.
+    ///
+    /// # Errors
+    /// As [`Journal::record`].
+    pub fn record_with(
+        &self,
+        record: &UsageRecord,
+        counted: impl FnOnce(Result<Placement, Reason>),
+    ) -> Result<Placement, AppendError> {
         let encoded = segment::encode(Kind::Record, record.id, record);
         let mut log = lock(&self.shared.log);
         let first = log.pending() == 0;
@@ -496,6 +509,7 @@ impl Journal {
             Ok(bytes) => log.record(Framed::new(Kind::Record, record.id, bytes)),
             Err(error) => Err(Reason::from(error)),
         };
+        counted(placed);
         match placed {
             Ok(placement) => {
                 drop(log);
@@ -542,8 +556,8 @@ impl Journal {
         self.commit_with(upto, || ())
     }
 
-    /// As [`Journal::commit`]; `counted` is called as soon as the records are no longer pending,
-    /// before what that leaves to be done on disk.
+    /// As [`Journal::commit`]; `counted` is called at the moment at which the records are no longer
+    /// pending, before what that leaves to be done on disk.
     pub fn commit_with(&self, upto: Position, counted: impl FnOnce()) -> u64 {
         let mut reader = lock(&self.shared.reader);
         self.shared.commit(&mut reader, upto, counted)
@@ -582,8 +596,18 @@ impl Journal {
 
     /// The state of the journal. May read one record from disk.
     pub fn stats(&self) -> Stats {
+        self.stats_with(|| ())
+    }
+
+    /// As [`Journal::stats`]; `look` is called at the moment that they describe, while no record
+    /// moves. It must be quick: requests wait for it.
+    pub fn stats_with(&self, look: impl FnOnce()) -> Stats {
         let oldest = self.shared.oldest_record_at();
-        let mut stats = lock(&self.shared.log).stats();
+        let mut stats = {
+            let log = lock(&self.shared.log);
+            look();
+            log.stats()
+        };
         stats.oldest_record_at = oldest;
         stats
     }
@@ -765,8 +789,11 @@ impl Shared {
     }
 
     fn commit(&self, reader: &mut Reader, upto: Position, counted: impl FnOnce()) -> u64 {
-        let committed = lock(&self.log).commit(upto.0);
-        counted();
+        let committed = {
+            let mut log = lock(&self.log);
+            counted();
+            log.commit(upto.0)
+        };
         self.write_cursor();
         self.remove_stored(reader);
         if lock(&self.log).fault() == Some(Reason::JournalFull) {

@@ -91,6 +91,7 @@ const RECORDS_AT_START: &[(Stage, Reason)] = &[
     (Stage::Duplicate, Reason::None),
     (Stage::DeadLettered, Reason::Rejected),
     (Stage::DeadLettered, Reason::Unreadable),
+    (Stage::DeadLettered, Reason::Unwritable),
 ];
 
 /// What the journal says of itself at a scrape.
@@ -110,8 +111,9 @@ pub struct JournalReading {
     pub oldest_record_age: Option<Duration>,
 }
 
-/// Asked at every scrape, and again until the books balance: it must be quick.
-pub type JournalWatch = Box<dyn Fn() -> JournalReading + Send + Sync>;
+/// Asked at every scrape. Calls its argument at the moment that the reading describes, while no
+/// record moves.
+pub type JournalWatch = Box<dyn Fn(&mut dyn FnMut()) -> JournalReading + Send + Sync>;
 
 /// Called at the start of every scrape to refresh what is read and not pushed.
 pub type ScrapeHook = Box<dyn Fn(&Metrics) + Send + Sync>;
@@ -559,16 +561,8 @@ impl Metrics {
     fn settle_records(&self) {
         let mut books = self.records.books();
         if let Some(watch) = self.journal.get() {
-            let mut reading = watch();
-            for _ in 0..records::LOOKS_MAX {
-                let unreadable = reading.unreadable_records;
-                books = self.records.books().with_unreadable(unreadable);
-                if books.balance(reading.pending_records) {
-                    break;
-                }
-                std::thread::yield_now();
-                reading = watch();
-            }
+            let reading = watch(&mut || books = self.records.books());
+            books = books.with_unreadable(reading.unreadable_records);
             self.journal(&reading);
         }
         self.records.show(books, |stage, reason| {

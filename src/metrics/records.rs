@@ -1,9 +1,8 @@
 //! The books of records by stage: counted as records move, shown as one moment.
 //!
-//! What moves a record counts it a little before or after it moves, so counters that are read
-//! one by one show records in two places or in none. A scrape therefore looks for a moment at
-//! which the books balance, and shows that one. Books that never balance are shown as they are:
-//! that they do not is what the laws are there to tell.
+//! Counters that are read one by one show records in two places or in none. What moves a record
+//! therefore counts it while the journal is locked, and a scrape copies the books while it is
+//! locked as well. That they do not balance then means a fault, and is shown as it is.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,9 +13,6 @@ use super::vocabulary::{Reason, Stage};
 
 /// Room for the records of every stage and reason.
 const PLACES: usize = Stage::ALL.len() * Reason::ALL.len();
-
-/// How often a scrape looks for a moment at which the books balance.
-pub(super) const LOOKS_MAX: u32 = 500;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -90,22 +86,5 @@ impl Books {
             .get(place(stage, reason))
             .copied()
             .unwrap_or_default()
-    }
-
-    fn stage(&self, stage: Stage) -> u64 {
-        Reason::ALL
-            .iter()
-            .map(|&reason| self.at(stage, reason))
-            .sum()
-    }
-
-    /// Whether both laws of docs/metrics.md hold.
-    pub(super) fn balance(&self, pending: u64) -> bool {
-        let recovered = self.at(Stage::Journaled, Reason::Recovered);
-        let journaled = self.stage(Stage::Journaled);
-        let beyond = [Stage::Stored, Stage::Duplicate, Stage::DeadLettered];
-        let beyond: u64 = beyond.into_iter().map(|stage| self.stage(stage)).sum();
-        self.stage(Stage::Completed) + recovered == journaled + self.stage(Stage::Dropped)
-            && journaled == beyond + pending
     }
 }

@@ -55,6 +55,8 @@ label_values! {
         Unreadable = "unreadable",
         /// The store refused it.
         Rejected = "rejected",
+        /// The store refused it and the file of dead letters did not take it: it is lost.
+        Unwritable = "unwritable",
     }
 }
 
