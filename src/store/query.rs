@@ -217,6 +217,99 @@ pub struct LogQuery {
     pub outcome: Option<Outcome>,
 }
 
+/// How long a bucket of the sums is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Granularity {
+    Day,
+    Hour,
+}
+
+impl Granularity {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Granularity::Day => "day",
+            Granularity::Hour => "hour",
+        }
+    }
+
+    const fn seconds(self) -> i64 {
+        match self {
+            Granularity::Day => 86_400,
+            Granularity::Hour => 3_600,
+        }
+    }
+
+    /// The start of the bucket that `at` lies in.
+    pub(super) fn start(self, at: DateTime<Utc>) -> DateTime<Utc> {
+        let start = at.timestamp().div_euclid(self.seconds()) * self.seconds();
+        DateTime::from_timestamp(start, 0).unwrap_or(at)
+    }
+
+    /// The first start of a bucket that is not before `at`.
+    fn next_start(self, at: DateTime<Utc>) -> DateTime<Utc> {
+        let start = self.start(at);
+        if start == at {
+            return at;
+        }
+        DateTime::from_timestamp(start.timestamp() + self.seconds(), 0).unwrap_or(at)
+    }
+}
+
+/// The start of a bucket as stored: the timestamps of rows without their fraction.
+pub(super) fn bucket_start(start: DateTime<Utc>) -> String {
+    start.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// A table and the part of time that is read from it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    /// `None` for the rows.
+    pub(super) granularity: Option<Granularity>,
+    pub(super) from: DateTime<Utc>,
+    pub(super) to: Option<DateTime<Utc>>,
+}
+
+/// Where a query reads: sums for the whole hours and days, rows for what comes before the first
+/// whole hour, so that the window is exact and long windows are cheap. Dimensions that the sums
+/// do not have are read from the rows alone.
+pub(super) fn sources(query: &UsageQuery) -> Vec<Source> {
+    let since = query.since;
+    if !query.by.iter().all(Dimension::is_aggregated) {
+        return vec![Source {
+            granularity: None,
+            from: since,
+            to: None,
+        }];
+    }
+    let first_hour = Granularity::Hour.next_start(since);
+    let mut sources = vec![Source {
+        granularity: None,
+        from: since,
+        to: Some(first_hour),
+    }];
+    if query.by.contains(&Dimension::Hour) {
+        sources.push(Source {
+            granularity: Some(Granularity::Hour),
+            from: first_hour,
+            to: None,
+        });
+    } else {
+        let first_day = Granularity::Day.next_start(first_hour);
+        sources.push(Source {
+            granularity: Some(Granularity::Hour),
+            from: first_hour,
+            to: Some(first_day),
+        });
+        sources.push(Source {
+            granularity: Some(Granularity::Day),
+            from: first_day,
+            to: None,
+        });
+    }
+    sources.retain(|source| source.to.is_none_or(|to| source.from < to));
+    sources
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,6 +349,62 @@ mod tests {
         assert_eq!(
             (mixed.cost_usd, mixed.unpriced_requests),
             (Some(DecimalSum::ZERO), 2)
+        );
+    }
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    fn plan(since: &str, by: &[Dimension]) -> Vec<Source> {
+        sources(&UsageQuery {
+            since: at(since),
+            by: by.to_vec(),
+        })
+    }
+
+    fn source(granularity: Option<Granularity>, from: &str, to: Option<&str>) -> Source {
+        Source {
+            granularity,
+            from: at(from),
+            to: to.map(at),
+        }
+    }
+
+    #[test]
+    fn a_window_is_read_from_rows_then_hours_then_days() {
+        assert_eq!(
+            plan("2026-11-23T05:07:09Z", &[Dimension::Model]),
+            [
+                source(None, "2026-11-23T05:07:09Z", Some("2026-11-23T06:00:00Z")),
+                source(
+                    Some(Granularity::Hour),
+                    "2026-11-23T06:00:00Z",
+                    Some("2026-11-24T00:00:00Z")
+                ),
+                source(Some(Granularity::Day), "2026-11-24T00:00:00Z", None),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_window_of_whole_days_needs_the_days_alone() {
+        assert_eq!(
+            plan("2026-11-23T00:00:00Z", &[Dimension::Day]),
+            [source(Some(Granularity::Day), "2026-11-23T00:00:00Z", None)]
+        );
+    }
+
+    #[test]
+    fn hours_are_never_read_from_days_and_details_from_rows_alone() {
+        let since = "2026-11-23T05:00:00Z";
+        assert_eq!(
+            plan(since, &[Dimension::Hour]),
+            [source(Some(Granularity::Hour), since, None)]
+        );
+        assert_eq!(
+            plan(since, &[Dimension::Model, Dimension::Outcome]),
+            [source(None, since, None)]
         );
     }
 }

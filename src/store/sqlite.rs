@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
@@ -22,11 +22,13 @@ use tokio::sync::OnceCell;
 
 use crate::clock;
 use crate::record::UsageRecord;
-use crate::usage::Unit;
 
-use super::query::{Dimension, LogQuery, Totals, UsageQuery, UsageRow, timestamp};
+use super::query::{
+    Dimension, Granularity, LogQuery, Source, Totals, UsageQuery, UsageRow, bucket_start, sources,
+    timestamp,
+};
 use super::row::{COLUMNS, Kind, LogRow, TOKEN_COLUMNS, Value, attribution, encode};
-use super::{Applied, Config, ROWS_PER_STATEMENT, StoreError};
+use super::{Applied, Config, ROWS_PER_STATEMENT, StoreError, parse_sum, parse_units};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -143,7 +145,7 @@ impl Sqlite {
             )));
         }
         if version > needed {
-            return Err(newer_schema());
+            return Err(super::newer_schema());
         }
         Ok(())
     }
@@ -201,7 +203,7 @@ impl Sqlite {
             if index > 0 {
                 select.push(" union all ");
             }
-            source.push_select(&mut select, &query.by);
+            push_select(source, &mut select, &query.by);
         }
         let mut groups: HashMap<Vec<Option<String>>, Totals> = HashMap::new();
         let mut rows = select.build().fetch(&self.readers);
@@ -313,7 +315,7 @@ async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
         .await
         .map_err(|error| match error {
             MigrateError::Execute(error) => classify(error),
-            MigrateError::VersionMissing(_) => newer_schema(),
+            MigrateError::VersionMissing(_) => super::newer_schema(),
             error => StoreError::Unusable(error.to_string()),
         })?;
     transaction.commit().await.map_err(classify)
@@ -338,12 +340,6 @@ async fn connect_patiently(
         }
         tokio::time::sleep(STEP).await;
     }
-}
-
-fn newer_schema() -> StoreError {
-    StoreError::Unusable(
-        "the schema is of a newer version of taffrail; use that version or a newer one".to_owned(),
-    )
 }
 
 /// SQLite's code of a statement that does not fit the schema.
@@ -435,48 +431,6 @@ struct Bucket {
     operation: &'static str,
     outcome_class: &'static str,
     attribution: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Granularity {
-    Day,
-    Hour,
-}
-
-impl Granularity {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Granularity::Day => "day",
-            Granularity::Hour => "hour",
-        }
-    }
-
-    const fn seconds(self) -> i64 {
-        match self {
-            Granularity::Day => 86_400,
-            Granularity::Hour => 3_600,
-        }
-    }
-
-    /// The start of the bucket that `at` lies in.
-    fn start(self, at: DateTime<Utc>) -> DateTime<Utc> {
-        let start = at.timestamp().div_euclid(self.seconds()) * self.seconds();
-        DateTime::from_timestamp(start, 0).unwrap_or(at)
-    }
-
-    /// The first start of a bucket that is not before `at`.
-    fn next_start(self, at: DateTime<Utc>) -> DateTime<Utc> {
-        let start = self.start(at);
-        if start == at {
-            return at;
-        }
-        DateTime::from_timestamp(start.timestamp() + self.seconds(), 0).unwrap_or(at)
-    }
-}
-
-/// The start of a bucket as stored: the timestamps of rows without their fraction.
-fn bucket_start(start: DateTime<Utc>) -> String {
-    start.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 impl Bucket {
@@ -580,98 +534,47 @@ fn push_sum_columns(query: &mut QueryBuilder<Db>) {
     query.push(", units");
 }
 
-/// A table and the part of time that is read from it.
-#[derive(Debug, PartialEq, Eq)]
-struct Source {
-    /// `None` for the rows.
-    granularity: Option<Granularity>,
-    from: DateTime<Utc>,
-    to: Option<DateTime<Utc>>,
-}
-
-/// Where a query reads: sums for the whole hours and days, rows for what comes before the first
-/// whole hour, so that the window is exact and long windows are cheap. Dimensions that the sums
-/// do not have are read from the rows alone.
-fn sources(query: &UsageQuery) -> Vec<Source> {
-    let since = query.since;
-    if !query.by.iter().all(Dimension::is_aggregated) {
-        return vec![Source {
-            granularity: None,
-            from: since,
-            to: None,
-        }];
-    }
-    let first_hour = Granularity::Hour.next_start(since);
-    let mut sources = vec![Source {
-        granularity: None,
-        from: since,
-        to: Some(first_hour),
-    }];
-    if query.by.contains(&Dimension::Hour) {
-        sources.push(Source {
-            granularity: Some(Granularity::Hour),
-            from: first_hour,
-            to: None,
-        });
-    } else {
-        let first_day = Granularity::Day.next_start(first_hour);
-        sources.push(Source {
-            granularity: Some(Granularity::Hour),
-            from: first_hour,
-            to: Some(first_day),
-        });
-        sources.push(Source {
-            granularity: Some(Granularity::Day),
-            from: first_day,
-            to: None,
-        });
-    }
-    sources.retain(|source| source.to.is_none_or(|to| source.from < to));
-    sources
-}
-
-impl Source {
-    fn push_select(&self, select: &mut QueryBuilder<Db>, by: &[Dimension]) {
-        let (table, time, format): (_, _, fn(DateTime<Utc>) -> String) = match self.granularity {
-            None => ("api_usage_logs", "started_at", timestamp),
-            Some(_) => ("api_usage_aggregates", "bucket_start", bucket_start),
+/// Selects the group and the sums of a source, without summing them.
+fn push_select(source: &Source, select: &mut QueryBuilder<Db>, by: &[Dimension]) {
+    let (table, time, format): (_, _, fn(DateTime<Utc>) -> String) = match source.granularity {
+        None => ("api_usage_logs", "started_at", timestamp),
+        Some(_) => ("api_usage_aggregates", "bucket_start", bucket_start),
+    };
+    select.push("select ");
+    for dimension in by {
+        match dimension {
+            Dimension::Provider => select.push("provider"),
+            Dimension::Model if source.granularity.is_some() => select.push("nullif(model, '')"),
+            Dimension::Model => select.push("coalesce(model_served, model_requested)"),
+            Dimension::Operation => select.push("operation"),
+            Dimension::Outcome => select.push("outcome"),
+            Dimension::Day => select.push(format_args!("substr({time}, 1, 10)")),
+            Dimension::Hour => select.push(format_args!("substr({time}, 1, 13) || ':00Z'")),
+            Dimension::Key => select.push("key_fingerprint"),
+            Dimension::Instance => select.push("instance"),
+            Dimension::ServiceTier => select.push("service_tier"),
+            Dimension::Attribution(label) => select.push("attribution ->> ").push_bind(label),
         };
-        select.push("select ");
-        for dimension in by {
-            match dimension {
-                Dimension::Provider => select.push("provider"),
-                Dimension::Model if self.granularity.is_some() => select.push("nullif(model, '')"),
-                Dimension::Model => select.push("coalesce(model_served, model_requested)"),
-                Dimension::Operation => select.push("operation"),
-                Dimension::Outcome => select.push("outcome"),
-                Dimension::Day => select.push(format_args!("substr({time}, 1, 10)")),
-                Dimension::Hour => select.push(format_args!("substr({time}, 1, 13) || ':00Z'")),
-                Dimension::Key => select.push("key_fingerprint"),
-                Dimension::Instance => select.push("instance"),
-                Dimension::ServiceTier => select.push("service_tier"),
-                Dimension::Attribution(label) => select.push("attribution ->> ").push_bind(label),
-            };
-            select.push(", ");
-        }
-        select.push(match self.granularity {
-            None => "1, unpriced_reason is not null",
-            Some(_) => "requests, unpriced_requests",
-        });
-        push_sum_columns(select);
-        select.push(format_args!(" from {table} where {time} >= "));
-        select.push_bind(format(self.from));
-        if let Some(to) = self.to {
-            select.push(format_args!(" and {time} < "));
-            select.push_bind(format(to));
-        }
-        if let Some(granularity) = self.granularity {
-            select.push(" and granularity = ");
-            select.push_bind(granularity.as_str());
-        }
+        select.push(", ");
+    }
+    select.push(match source.granularity {
+        None => "1, unpriced_reason is not null",
+        Some(_) => "requests, unpriced_requests",
+    });
+    push_sum_columns(select);
+    select.push(format_args!(" from {table} where {time} >= "));
+    select.push_bind(format(source.from));
+    if let Some(to) = source.to {
+        select.push(format_args!(" and {time} < "));
+        select.push_bind(format(to));
+    }
+    if let Some(granularity) = source.granularity {
+        select.push(" and granularity = ");
+        select.push_bind(granularity.as_str());
     }
 }
 
-/// The group and the sums of a row of [`Source::push_select`].
+/// The group and the sums of a row of [`push_select`].
 fn decode_usage(
     row: &SqliteRow,
     dimensions: usize,
@@ -702,21 +605,9 @@ fn decode_usage(
         .try_get(first_token + TOKEN_COLUMNS.len())
         .map_err(classify)?;
     if let Some(units) = units {
-        let units: BTreeMap<String, String> = serde_json::from_str(units)
-            .map_err(|_| StoreError::Unusable("a row's units are not readable".to_owned()))?;
-        for (name, quantity) in &units {
-            // A unit of a newer version is not this one's to sum.
-            if let Some(unit) = Unit::from_name(name) {
-                totals.quantities.insert(unit, parse_sum(quantity)?);
-            }
-        }
+        totals.quantities.extend(parse_units(units)?);
     }
     Ok((group, totals))
-}
-
-fn parse_sum(text: &str) -> Result<super::DecimalSum, StoreError> {
-    text.parse()
-        .map_err(|_| StoreError::Unusable("a row's decimal is not readable".to_owned()))
 }
 
 fn decode_log(row: &SqliteRow) -> Result<LogRow, StoreError> {
@@ -739,65 +630,4 @@ fn decode_log(row: &SqliteRow) -> Result<LogRow, StoreError> {
         values.push(value.map_err(classify)?.unwrap_or(Value::Null));
     }
     Ok(LogRow::new(values))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(text: &str) -> DateTime<Utc> {
-        text.parse().unwrap()
-    }
-
-    fn plan(since: &str, by: &[Dimension]) -> Vec<Source> {
-        sources(&UsageQuery {
-            since: at(since),
-            by: by.to_vec(),
-        })
-    }
-
-    fn source(granularity: Option<Granularity>, from: &str, to: Option<&str>) -> Source {
-        Source {
-            granularity,
-            from: at(from),
-            to: to.map(at),
-        }
-    }
-
-    #[test]
-    fn a_window_is_read_from_rows_then_hours_then_days() {
-        assert_eq!(
-            plan("2026-11-23T05:07:09Z", &[Dimension::Model]),
-            [
-                source(None, "2026-11-23T05:07:09Z", Some("2026-11-23T06:00:00Z")),
-                source(
-                    Some(Granularity::Hour),
-                    "2026-11-23T06:00:00Z",
-                    Some("2026-11-24T00:00:00Z")
-                ),
-                source(Some(Granularity::Day), "2026-11-24T00:00:00Z", None),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_window_of_whole_days_needs_the_days_alone() {
-        assert_eq!(
-            plan("2026-11-23T00:00:00Z", &[Dimension::Day]),
-            [source(Some(Granularity::Day), "2026-11-23T00:00:00Z", None)]
-        );
-    }
-
-    #[test]
-    fn hours_are_never_read_from_days_and_details_from_rows_alone() {
-        let since = "2026-11-23T05:00:00Z";
-        assert_eq!(
-            plan(since, &[Dimension::Hour]),
-            [source(Some(Granularity::Hour), since, None)]
-        );
-        assert_eq!(
-            plan(since, &[Dimension::Model, Dimension::Outcome]),
-            [source(None, since, None)]
-        );
-    }
 }

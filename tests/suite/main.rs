@@ -12,6 +12,7 @@
 
 mod admin;
 mod check;
+mod clusters;
 mod config;
 mod demo;
 mod drain;
@@ -22,6 +23,7 @@ mod layering;
 mod limits;
 mod metering;
 mod misbehaviour;
+mod postgres;
 mod prices;
 mod providers;
 mod relay;

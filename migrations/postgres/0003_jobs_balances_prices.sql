@@ -1,0 +1,61 @@
+-- Asynchronous jobs whose two ends may be seen by two processes. The key is the gate against a
+-- second row for one job; the first terminal half wins.
+create table taffrail.api_jobs (
+    provider               text        not null,
+    job_id                 text        not null,
+    id                     uuid        not null unique,
+    submitted_at           timestamptz,
+    ended_at               timestamptz,
+    submit_half            json,
+    end_half               json,
+    recorded_at            timestamptz,
+    updated_at             timestamptz not null,
+    primary key (provider, job_id)
+);
+create index api_jobs_open on taffrail.api_jobs (updated_at) where recorded_at is null;
+comment on table taffrail.api_jobs is 'Asynchronous jobs, until both of their ends are known.';
+comment on column taffrail.api_jobs.provider is 'The provider''s name.';
+comment on column taffrail.api_jobs.job_id is 'The provider''s id of the job.';
+comment on column taffrail.api_jobs.id is 'The id of the job''s row in api_usage_logs.';
+comment on column taffrail.api_jobs.submitted_at is 'When it was submitted.';
+comment on column taffrail.api_jobs.ended_at is 'When it ended.';
+comment on column taffrail.api_jobs.submit_half is 'What the process that submitted it knows.';
+comment on column taffrail.api_jobs.end_half is 'What the process that saw its end knows.';
+comment on column taffrail.api_jobs.recorded_at is 'When its row was made; null while the job is open.';
+comment on column taffrail.api_jobs.updated_at is 'When a half last arrived.';
+
+-- The slot is the reading's scheduled time: its uniqueness makes a doubled sync harmless.
+create table taffrail.api_provider_balances (
+    provider               text        not null,
+    account                text        not null,
+    kind                   text        not null,
+    slot                   timestamptz not null,
+    read_at                timestamptz not null,
+    result                 text        not null,
+    currency               text,
+    balance                numeric,
+    primary key (provider, account, kind, slot)
+);
+comment on table taffrail.api_provider_balances is 'One row per account, kind and reading. A failed reading has a result and no balance.';
+comment on column taffrail.api_provider_balances.provider is 'The provider''s name.';
+comment on column taffrail.api_provider_balances.account is 'The account''s name in the configuration.';
+comment on column taffrail.api_provider_balances.kind is 'prepaid, key_limit or ledger.';
+comment on column taffrail.api_provider_balances.slot is 'The scheduled time of the reading.';
+comment on column taffrail.api_provider_balances.read_at is 'When it was read.';
+comment on column taffrail.api_provider_balances.result is 'ok, auth, unsupported, rate_limited, timeout or error.';
+comment on column taffrail.api_provider_balances.currency is 'The provider''s own currency.';
+comment on column taffrail.api_provider_balances.balance is 'In that currency; null is unknown.';
+
+create table taffrail.price_versions (
+    version                text        not null primary key,
+    source                 text        not null,
+    effective_from         timestamptz not null,
+    created_at             timestamptz not null,
+    catalogue              json        not null
+);
+comment on table taffrail.price_versions is 'Every version of the price book that a row can name, so that history keeps its price.';
+comment on column taffrail.price_versions.version is 'As in api_usage_logs.price_version.';
+comment on column taffrail.price_versions.source is 'embedded, a provider''s name, or import.';
+comment on column taffrail.price_versions.effective_from is 'From when its prices hold.';
+comment on column taffrail.price_versions.created_at is 'When it was made.';
+comment on column taffrail.price_versions.catalogue is 'The prices.';

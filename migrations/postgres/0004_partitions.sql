@@ -1,0 +1,82 @@
+-- Partitions are days. They are made ahead by the exporter and on demand by record_usage(), and
+-- there is no default partition: a row of an unexpected day makes its day.
+
+-- What has been retired. A row of a day that is gone must not come back: its sums are in the
+-- aggregates already.
+create table taffrail.retention (
+    kept_from              date        not null,
+    changed_at             timestamptz not null default now()
+);
+-- One row at most.
+create unique index retention_is_one_row on taffrail.retention ((true));
+comment on table taffrail.retention is 'From which day on rows are kept; earlier days have been dropped. At most one row.';
+comment on column taffrail.retention.kept_from is 'The first day that was not dropped.';
+comment on column taffrail.retention.changed_at is 'When a day was last dropped.';
+
+-- How far in the future a day may lie, so that a mad clock does not make partitions for ever.
+create function taffrail.days_ahead_max() returns integer
+language sql immutable as $$ select 400 $$;
+comment on function taffrail.days_ahead_max() is 'How many days from now on rows are taken for.';
+
+-- Makes the partition of a day, if it is missing. The table is made first and attached then:
+-- that waits for no reader, and no reader or writer waits for it.
+create function taffrail.ensure_partition(wanted date) returns void
+language plpgsql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+set client_min_messages = warning
+as $$
+declare
+    partition text := 'api_usage_logs_' || to_char(wanted, 'YYYYMMDD');
+begin
+    if to_regclass('taffrail.' || partition) is not null then
+        return;
+    end if;
+    if wanted < (select kept_from from taffrail.retention) then
+        raise exception 'the day % has been dropped by retention', wanted
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if wanted > current_date + taffrail.days_ahead_max() then
+        raise exception 'the day % is more than % days ahead of the database''s clock', wanted, taffrail.days_ahead_max()
+            using errcode = 'invalid_parameter_value';
+    end if;
+    perform pg_advisory_xact_lock(hashtext('taffrail.partitions'));
+    if to_regclass('taffrail.' || partition) is not null then
+        return;
+    end if;
+    execute format('create table taffrail.%I (like taffrail.api_usage_logs including defaults)', partition);
+    execute format(
+        'alter table taffrail.api_usage_logs attach partition taffrail.%I for values from (%L) to (%L)',
+        partition, wanted, wanted + 1
+    );
+end
+$$;
+comment on function taffrail.ensure_partition(date) is 'Makes the partition of a day, if it is missing; refuses days that retention dropped and days too far ahead.';
+
+-- Drops the oldest partition before a day and says which one, null if there is none. One at a
+-- time, and not waiting long for a reader's lock: writers queue behind whoever waits. A caller
+-- tries again later on 55P03.
+create function taffrail.drop_oldest_partition(before date) returns date
+language plpgsql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+set lock_timeout = '200ms'
+as $$
+declare
+    oldest date;
+begin
+    perform pg_advisory_xact_lock(hashtext('taffrail.partitions'));
+    select min(to_date(right(child.relname, 8), 'YYYYMMDD')) into oldest
+    from pg_inherits
+    join pg_class as child on child.oid = inhrelid
+    where inhparent = 'taffrail.api_usage_logs'::regclass;
+    if oldest is null or oldest >= before then
+        return null;
+    end if;
+    execute format('drop table taffrail.%I', 'api_usage_logs_' || to_char(oldest, 'YYYYMMDD'));
+    insert into taffrail.retention (kept_from) values (oldest + 1)
+    on conflict ((true)) do update set
+        kept_from = greatest(retention.kept_from, excluded.kept_from),
+        changed_at = now();
+    return oldest;
+end
+$$;
+comment on function taffrail.drop_oldest_partition(date) is 'Drops the oldest partition before a day and returns its day, or null. Fails with 55P03 while somebody reads; try again later.';

@@ -1,0 +1,232 @@
+-- The ways in: rows with their sums, a bucket alone, and the sums from the rows anew.
+
+-- The class of an outcome, as the metrics have it. A test holds it equal to the program's.
+create function taffrail.outcome_class(outcome text) returns text
+language sql immutable strict parallel safe
+as $$
+    select case outcome
+        when 'ok' then 'ok'
+        when 'content_filtered' then 'ok'
+        when 'client_cancelled' then 'cancelled'
+        else 'error'
+    end
+$$;
+comment on function taffrail.outcome_class(text) is 'The class of an outcome: ok, error or cancelled.';
+
+-- Adds to buckets, atomically for each. Always in the order of the key: two callers that lock the
+-- same buckets in different orders would wait for each other for ever.
+create function taffrail.upsert_usage_aggregate(variadic buckets taffrail.api_usage_aggregates[]) returns void
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    insert into taffrail.api_usage_aggregates as sums (
+        granularity, bucket_start, provider, model, operation, outcome_class, attribution,
+        shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
+        cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens,
+        output_tokens, reasoning_tokens, input_audio_tokens, output_audio_tokens,
+        input_image_tokens, output_image_tokens, units
+    )
+    select
+        granularity, bucket_start, provider, model, operation, outcome_class, attribution,
+        shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
+        cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens,
+        output_tokens, reasoning_tokens, input_audio_tokens, output_audio_tokens,
+        input_image_tokens, output_image_tokens, units
+    from unnest(buckets)
+    order by granularity, bucket_start, provider, model, operation, outcome_class, attribution, shard
+    on conflict (granularity, bucket_start, provider, model, operation, outcome_class, attribution, shard)
+    do update set
+        requests = sums.requests + excluded.requests,
+        unpriced_requests = sums.unpriced_requests + excluded.unpriced_requests,
+        cost_usd = coalesce(sums.cost_usd + excluded.cost_usd, sums.cost_usd, excluded.cost_usd),
+        cost_upstream_usd = coalesce(sums.cost_upstream_usd + excluded.cost_upstream_usd, sums.cost_upstream_usd, excluded.cost_upstream_usd),
+        input_tokens = coalesce(sums.input_tokens + excluded.input_tokens, sums.input_tokens, excluded.input_tokens),
+        cache_read_tokens = coalesce(sums.cache_read_tokens + excluded.cache_read_tokens, sums.cache_read_tokens, excluded.cache_read_tokens),
+        cache_write_5m_tokens = coalesce(sums.cache_write_5m_tokens + excluded.cache_write_5m_tokens, sums.cache_write_5m_tokens, excluded.cache_write_5m_tokens),
+        cache_write_1h_tokens = coalesce(sums.cache_write_1h_tokens + excluded.cache_write_1h_tokens, sums.cache_write_1h_tokens, excluded.cache_write_1h_tokens),
+        cache_write_tokens = coalesce(sums.cache_write_tokens + excluded.cache_write_tokens, sums.cache_write_tokens, excluded.cache_write_tokens),
+        output_tokens = coalesce(sums.output_tokens + excluded.output_tokens, sums.output_tokens, excluded.output_tokens),
+        reasoning_tokens = coalesce(sums.reasoning_tokens + excluded.reasoning_tokens, sums.reasoning_tokens, excluded.reasoning_tokens),
+        input_audio_tokens = coalesce(sums.input_audio_tokens + excluded.input_audio_tokens, sums.input_audio_tokens, excluded.input_audio_tokens),
+        output_audio_tokens = coalesce(sums.output_audio_tokens + excluded.output_audio_tokens, sums.output_audio_tokens, excluded.output_audio_tokens),
+        input_image_tokens = coalesce(sums.input_image_tokens + excluded.input_image_tokens, sums.input_image_tokens, excluded.input_image_tokens),
+        output_image_tokens = coalesce(sums.output_image_tokens + excluded.output_image_tokens, sums.output_image_tokens, excluded.output_image_tokens),
+        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units)
+$$;
+comment on function taffrail.upsert_usage_aggregate(taffrail.api_usage_aggregates[]) is
+    'Adds to buckets, each atomically and in the order of the key. The buckets must differ in their keys.';
+
+-- Inserts the rows whose id is new, and adds exactly those to the sums, in one transaction.
+-- Takes a JSON array of rows as `taffrail logs --format json` prints them, but for raw_usage,
+-- which is its text, so that what a provider wrote is never decoded. Columns that are missing
+-- are null and unknown ones are passed over: versions of the program may differ.
+-- Returns how many rows were inserted; the others were there already.
+create function taffrail.record_usage(batch text) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+declare
+    days date[];
+    buckets taffrail.api_usage_aggregates[];
+    inserted bigint;
+begin
+    select array_agg(distinct day order by day) into days
+    from json_to_recordset(batch::json) as rows (day date);
+    -- A rebuild of the sums of a day and the rows that arrive for it take turns.
+    perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
+    from unnest(days) as wanted;
+    perform taffrail.ensure_partition(wanted) from unnest(days) as wanted;
+    with rows as materialized (
+        select
+            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
+            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
+            polls, provider_request_id, outcome, http_status, error_code, error_message,
+            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
+            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
+            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
+            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
+            output_image_tokens, units, fidelity, raw_usage::json as raw_usage, cost_usd,
+            cost_upstream_usd, cost_source, price_version, unpriced_reason, recosted_at,
+            key_fingerprint, coalesce(attribution, '{}') as attribution, trace_id, span_id
+        from json_to_recordset(batch::json) as rows (
+            id uuid, day date, started_at timestamptz, instance text, namespace text, pod text,
+            provider text, operation text, method text, route text, model_requested text,
+            model_served text, upstream_provider text, service_tier text, streamed boolean,
+            job_id text, polls bigint, provider_request_id text, outcome text,
+            http_status smallint, error_code text, error_message text, finish_reason text,
+            duration_us bigint, first_byte_us bigint, first_token_us bigint,
+            overhead_us bigint, queue_us bigint, run_us bigint, request_bytes bigint,
+            response_bytes bigint, input_tokens bigint, cache_read_tokens bigint,
+            cache_write_5m_tokens bigint, cache_write_1h_tokens bigint,
+            cache_write_tokens bigint, output_tokens bigint, reasoning_tokens bigint,
+            input_audio_tokens bigint, output_audio_tokens bigint, input_image_tokens bigint,
+            output_image_tokens bigint, units jsonb, fidelity text, raw_usage text,
+            cost_usd numeric, cost_upstream_usd numeric, cost_source text, price_version text,
+            unpriced_reason text, recosted_at timestamptz, key_fingerprint text,
+            attribution jsonb, trace_id text, span_id text
+        )
+    ),
+    fresh as (
+        insert into taffrail.api_usage_logs (
+            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
+            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
+            polls, provider_request_id, outcome, http_status, error_code, error_message,
+            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
+            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
+            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
+            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
+            output_image_tokens, units, fidelity, raw_usage, cost_usd, cost_upstream_usd,
+            cost_source, price_version, unpriced_reason, recosted_at, key_fingerprint,
+            attribution, trace_id, span_id
+        )
+        select
+            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
+            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
+            polls, provider_request_id, outcome, http_status, error_code, error_message,
+            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
+            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
+            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
+            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
+            output_image_tokens, units, fidelity, raw_usage, cost_usd, cost_upstream_usd,
+            cost_source, price_version, unpriced_reason, recosted_at, key_fingerprint,
+            attribution, trace_id, span_id
+        from rows
+        order by day, id
+        on conflict (id, day) do nothing
+        returning
+            started_at, instance, provider, operation, model_requested, model_served, outcome,
+            attribution, unpriced_reason, cost_usd, cost_upstream_usd,
+            input_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens,
+            cache_write_tokens, output_tokens, reasoning_tokens, input_audio_tokens,
+            output_audio_tokens, input_image_tokens, output_image_tokens, units
+    ),
+    sums as (
+        select
+            span.granularity, date_trunc(span.granularity, started_at, 'UTC'), provider,
+            coalesce(model_served, model_requested, ''), operation,
+            taffrail.outcome_class(outcome), attribution, mod(abs(hashtext(instance)::bigint), 16)::smallint,
+            count(*), count(unpriced_reason),
+            sum(cost_usd), sum(cost_upstream_usd), sum(input_tokens), sum(cache_read_tokens),
+            sum(cache_write_5m_tokens), sum(cache_write_1h_tokens), sum(cache_write_tokens),
+            sum(output_tokens), sum(reasoning_tokens), sum(input_audio_tokens),
+            sum(output_audio_tokens), sum(input_image_tokens), sum(output_image_tokens),
+            taffrail.sum_units(units)
+        from fresh
+        cross join (values ('hour'), ('day')) as span (granularity)
+        group by 1, 2, 3, 4, 5, 6, 7, 8
+    )
+    select
+        (select count(*) from fresh),
+        (select array_agg(sums::taffrail.api_usage_aggregates) from sums)
+    into inserted, buckets;
+    perform taffrail.upsert_usage_aggregate(variadic buckets);
+    return inserted;
+end
+$$;
+comment on function taffrail.record_usage(text) is
+    'Inserts the rows of a JSON array whose id is new, adds exactly those to the sums, and returns how many they were.';
+
+-- Makes the sums of the days from..to (without the last) anew from their rows, day by day, each
+-- exact and beside live writes. Returns how many buckets there are now.
+create function taffrail.backfill_usage_aggregates("from" date, "to" date) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+declare
+    wanted date;
+    made bigint;
+    total bigint := 0;
+    kept_from date := (select kept_from from taffrail.retention);
+begin
+    -- The rows of a day are in its partition or, where the id was made a moment before or after
+    -- midnight, in one beside it.
+    if "from" <= kept_from then
+        raise exception 'the rows before % have been dropped; their sums are all that is left of them', kept_from
+            using errcode = 'invalid_parameter_value',
+            hint = format('start at %s or later', kept_from + 1);
+    end if;
+    for wanted in select generate_series("from", "to" - 1, interval '1 day')::date loop
+        perform pg_advisory_xact_lock(hashtext('taffrail.aggregates'), beside - date '2000-01-01')
+        from unnest(array[wanted - 1, wanted, wanted + 1]) as beside;
+        delete from taffrail.api_usage_aggregates
+        where granularity in ('hour', 'day')
+            and bucket_start >= wanted::timestamp at time zone 'UTC'
+            and bucket_start < (wanted + 1)::timestamp at time zone 'UTC';
+        insert into taffrail.api_usage_aggregates (
+            granularity, bucket_start, provider, model, operation, outcome_class, attribution,
+            shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
+            cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens,
+            cache_write_tokens, output_tokens, reasoning_tokens, input_audio_tokens,
+            output_audio_tokens, input_image_tokens, output_image_tokens, units
+        )
+        select
+            span.granularity, date_trunc(span.granularity, started_at, 'UTC'), provider,
+            coalesce(model_served, model_requested, ''), operation,
+            taffrail.outcome_class(outcome), attribution, 0::smallint,
+            count(*), count(unpriced_reason),
+            sum(cost_usd), sum(cost_upstream_usd), sum(input_tokens), sum(cache_read_tokens),
+            sum(cache_write_5m_tokens), sum(cache_write_1h_tokens), sum(cache_write_tokens),
+            sum(output_tokens), sum(reasoning_tokens), sum(input_audio_tokens),
+            sum(output_audio_tokens), sum(input_image_tokens), sum(output_image_tokens),
+            taffrail.sum_units(units)
+        from taffrail.api_usage_logs
+        cross join (values ('hour'), ('day')) as span (granularity)
+        where day between wanted - 1 and wanted + 1
+            and started_at >= wanted::timestamp at time zone 'UTC'
+            and started_at < (wanted + 1)::timestamp at time zone 'UTC'
+        group by 1, 2, 3, 4, 5, 6, 7;
+        get diagnostics made = row_count;
+        total := total + made;
+    end loop;
+    return total;
+end
+$$;
+comment on function taffrail.backfill_usage_aggregates(date, date) is
+    'Makes the sums of days anew from their rows; the second day is not included. Returns how many buckets there are now.';
+
+-- What a program asks first, whatever role it has.
+create function taffrail.schema_version() returns bigint
+language sql stable security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$ select max(version) from taffrail._sqlx_migrations where success $$;
+comment on function taffrail.schema_version() is 'The number of the last migration.';

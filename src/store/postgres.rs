@@ -1,0 +1,635 @@
+//! The production store: Postgres 15 or newer, straight or through PgBouncer in transaction mode.
+//!
+//! A batch is one call of `taffrail.record_usage`, which inserts what is new and feeds the sums
+//! from exactly that; the login may have no other right. Nothing depends on the state of a
+//! session: every call is one transaction with statements of no name, there is no `LISTEN`, and
+//! no startup parameter that a pooler would not know. Sources: the Postgres manual's appendix A
+//! (error codes), pgbouncer.org/features.html.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow, PgSslMode};
+use sqlx::{ConnectOptions, Connection, PgConnection, Postgres as Db, QueryBuilder, Row};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
+use crate::record::UsageRecord;
+
+use super::query::{Dimension, LogQuery, Source, Totals, UsageQuery, UsageRow, sources};
+use super::row::{COLUMNS, Kind, LogRow, TOKEN_COLUMNS, Value, encode};
+use super::{Applied, Config, StoreError, parse_sum, parse_units};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// The table that lists what has been migrated.
+const MIGRATIONS_TABLE: &str = "taffrail._sqlx_migrations";
+
+/// The key of the lock that keeps two who migrate apart: "taffrail" as a number.
+const MIGRATION_LOCK: i64 = 0x7461_6666_7261_696c;
+
+/// One connection of a server writes, and one answers whoever asks.
+const CONNECTIONS_MAX: u32 = 2;
+
+/// Limits what one call may take, so that a lock or a slow disk does not hold a connection for
+/// ever. They are set for the transaction alone.
+const BEGIN: &str = "begin; set local lock_timeout = '5s'; set local statement_timeout = '15s'; set local time zone 'UTC'";
+const BEGIN_READING: &str = "begin transaction read only; set local statement_timeout = '60s'; \
+     set local time zone 'UTC'";
+const BEGIN_MIGRATING: &str = "begin; set local lock_timeout = '60s'; set local time zone 'UTC'";
+
+/// How long a call may take, before its connection is given up. Longer than what the server
+/// itself allows a statement, so that it is the server who ends what is only slow.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+const READ_TIMEOUT: Duration = Duration::from_secs(70);
+const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// A Postgres store.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    pool: PgPool,
+    config: Config,
+}
+
+impl Postgres {
+    pub(super) fn lazy(config: &Config) -> Result<Postgres, StoreError> {
+        let options = options(config)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .acquire_timeout(config.connect_timeout)
+            .idle_timeout(config.idle_timeout)
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Ok(Postgres {
+            pool,
+            config: config.clone(),
+        })
+    }
+
+    pub(super) async fn open(config: &Config) -> Result<Postgres, StoreError> {
+        let store = Postgres::lazy(config)?;
+        store.prepare().await?;
+        Ok(store)
+    }
+
+    pub(super) async fn open_read_only(config: &Config) -> Result<Postgres, StoreError> {
+        let store = Postgres::lazy(config)?;
+        store.check_schema().await?;
+        Ok(store)
+    }
+
+    /// Brings the schema up to date if that is wanted and needed, and refuses another one.
+    async fn prepare(&self) -> Result<(), StoreError> {
+        if self.config.migrate && self.schema_version().await? < newest() {
+            self.migrate().await?;
+        }
+        self.check_schema().await
+    }
+
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        let version = self.schema_version().await?;
+        if version < newest() {
+            return Err(StoreError::Unusable(format!(
+                "{} has no schema or an older one; run `taffrail migrate` as its owner",
+                self.description()
+            )));
+        }
+        if version > newest() {
+            return Err(super::newer_schema());
+        }
+        Ok(())
+    }
+
+    async fn schema_version(&self) -> Result<Option<i64>, StoreError> {
+        let mut connection = self.connection().await?;
+        let done = timeout(CALL_TIMEOUT, schema_version(&mut connection)).await;
+        self.settle(connection, done)
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        let mut connection = self.connection().await?;
+        let done = timeout(MIGRATION_TIMEOUT, migrate(&mut connection)).await;
+        self.settle(connection, done)
+    }
+
+    async fn connection(&self) -> Result<PoolConnection<Db>, StoreError> {
+        self.pool.acquire().await.map_err(|error| {
+            self.reread_credentials();
+            classify(error)
+        })
+    }
+
+    /// Ends a call. A connection on which it did not end in time is closed without waiting: a
+    /// network that swallows packets answers nothing.
+    fn settle<T>(
+        &self,
+        connection: PoolConnection<Db>,
+        done: Result<Result<T, StoreError>, Elapsed>,
+    ) -> Result<T, StoreError> {
+        done.unwrap_or_else(|_| {
+            drop(connection.detach());
+            let error = sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+            Err(StoreError::Unavailable(error))
+        })
+    }
+
+    /// Takes the password, or the whole URL, from its file anew: it may have been changed.
+    fn reread_credentials(&self) {
+        let mut config = self.config.clone();
+        if let Some(file) = &config.url_file
+            && let Ok(url) = std::fs::read_to_string(file)
+        {
+            url.trim().clone_into(&mut config.url);
+        }
+        match options(&config) {
+            Ok(options) => self.pool.set_connect_options(options),
+            Err(error) => tracing::warn!(%error, "the store's credentials cannot be read anew"),
+        }
+    }
+
+    pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
+        let mut applied = Applied::default();
+        let mut rows = Vec::with_capacity(records.len());
+        for (index, record) in records.iter().enumerate() {
+            match encode(record) {
+                Ok(row) => rows.push(Incoming(row)),
+                Err(rejection) => applied.rejected.push((index, rejection)),
+            }
+        }
+        if rows.is_empty() {
+            return Ok(applied);
+        }
+        let batch = serde_json::to_string(&rows)
+            .map_err(|error| StoreError::Rejected(error.to_string()))?;
+        let stored = match self.record_usage(&batch).await {
+            // The schema is looked at when it does not fit, not before every batch.
+            Err(StoreError::Unusable(_)) => {
+                self.prepare().await?;
+                self.record_usage(&batch).await?
+            }
+            stored => stored?,
+        };
+        applied.stored = u64::try_from(stored).unwrap_or_default();
+        applied.duplicates = u64::try_from(rows.len())
+            .unwrap_or_default()
+            .saturating_sub(applied.stored);
+        Ok(applied)
+    }
+
+    async fn record_usage(&self, batch: &str) -> Result<i64, StoreError> {
+        let mut connection = self.connection().await?;
+        let done = timeout(CALL_TIMEOUT, record_usage(&mut connection, batch)).await;
+        self.settle(connection, done)
+    }
+
+    pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
+        let rows = self.read(usage_query(query)).await?;
+        let dimensions = query.by.len();
+        let decoded = rows.iter().map(|row| decode_usage(row, dimensions));
+        decoded.filter_map(Result::transpose).collect()
+    }
+
+    pub(super) async fn logs(&self, query: &LogQuery) -> Result<Vec<LogRow>, StoreError> {
+        if let Some(before) = query.before {
+            let mut select =
+                QueryBuilder::<Db>::new("select from taffrail.api_usage_logs where id = ");
+            select.push_bind(before);
+            if self.read(select).await?.is_empty() {
+                return Err(StoreError::UnknownRow(before));
+            }
+        }
+        let rows = self.read(logs_query(query)).await?;
+        rows.iter().map(decode_log).collect()
+    }
+
+    pub(super) async fn attribution_labels(&self) -> Result<Vec<String>, StoreError> {
+        let select = QueryBuilder::new(
+            "select distinct jsonb_object_keys(attribution) collate \"C\" \
+             from taffrail.api_usage_aggregates where granularity = 'day' order by 1",
+        );
+        let rows = self.read(select).await?;
+        rows.iter()
+            .map(|row| row.try_get(0).map_err(classify))
+            .collect()
+    }
+
+    async fn read(&self, mut select: QueryBuilder<Db>) -> Result<Vec<PgRow>, StoreError> {
+        let mut connection = self.connection().await?;
+        let done = timeout(READ_TIMEOUT, read(&mut connection, &mut select)).await;
+        self.settle(connection, done)
+    }
+
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        self.check_schema().await
+    }
+
+    pub(super) fn description(&self) -> String {
+        let options = self.pool.connect_options();
+        let database = options.get_database().unwrap_or(options.get_username());
+        match options.get_socket() {
+            Some(socket) => format!("postgres {}:{database}", socket.display()),
+            None => format!(
+                "postgres {}:{}/{database}",
+                options.get_host(),
+                options.get_port()
+            ),
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// How to connect: as the URL says, with the password of its file, and safely.
+fn options(config: &Config) -> Result<PgConnectOptions, StoreError> {
+    let problem = |problem: String| StoreError::Config(problem);
+    // The driver's own words could quote the URL, and with it a password.
+    let mut options = PgConnectOptions::from_str(&config.url).map_err(|_| {
+        problem(
+            "it is not a URL of Postgres; accepted is postgres://USER@HOST:PORT/DATABASE".into(),
+        )
+    })?;
+    if let Some(file) = &config.password_file {
+        let password = std::fs::read_to_string(file)
+            .map_err(|error| problem(format!("store.password_file {}: {error}", file.display())))?;
+        options = options.password(password.trim_end_matches(['\r', '\n']));
+    }
+    let is_here = options.get_socket().is_some()
+        || options.get_host().starts_with('/')
+        || options.get_host() == "localhost"
+        || options
+            .get_host()
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback());
+    if !is_here {
+        let is_stated = config.url.contains("sslmode=") || config.url.contains("ssl-mode=");
+        options = match options.get_ssl_mode() {
+            PgSslMode::VerifyFull => options,
+            _ if !is_stated => options.ssl_mode(PgSslMode::VerifyFull),
+            _ => {
+                return Err(problem(
+                    "off this machine only sslmode=verify-full is safe; sslrootcert=FILE names \
+                     the CA of a server with a private certificate"
+                        .to_owned(),
+                ));
+            }
+        };
+    }
+    Ok(options
+        .application_name("taffrail")
+        // A pooler in transaction mode knows neither this parameter nor statements with a name.
+        .extra_float_digits(None)
+        .statement_cache_capacity(0)
+        .disable_statement_logging())
+}
+
+fn newest() -> Option<i64> {
+    MIGRATIONS.iter().map(|migration| migration.version).max()
+}
+
+async fn schema_version(connection: &mut PgConnection) -> Result<Option<i64>, StoreError> {
+    let version = async {
+        let mut transaction = connection.begin_with(BEGIN_READING).await?;
+        let is_there: bool =
+            sqlx::query_scalar("select to_regprocedure('taffrail.schema_version()') is not null")
+                .persistent(false)
+                .fetch_one(&mut *transaction)
+                .await?;
+        let version = match is_there {
+            true => {
+                sqlx::query_scalar("select taffrail.schema_version()")
+                    .persistent(false)
+                    .fetch_one(&mut *transaction)
+                    .await?
+            }
+            false => None,
+        };
+        transaction.commit().await?;
+        Ok(version)
+    };
+    version.await.map_err(classify)
+}
+
+async fn record_usage(connection: &mut PgConnection, batch: &str) -> Result<i64, StoreError> {
+    let stored = async {
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let stored = sqlx::query_scalar("select taffrail.record_usage($1)")
+            .bind(batch)
+            .persistent(false)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(stored)
+    };
+    stored.await.map_err(classify)
+}
+
+async fn read(
+    connection: &mut PgConnection,
+    select: &mut QueryBuilder<Db>,
+) -> Result<Vec<PgRow>, StoreError> {
+    let rows = async {
+        let mut transaction = connection.begin_with(BEGIN_READING).await?;
+        let rows = select
+            .build()
+            .persistent(false)
+            .fetch_all(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(rows)
+    };
+    rows.await.map_err(classify)
+}
+
+/// Applies the migrations that the database lacks, all or none. The lock belongs to the
+/// transaction, because a pooler does not keep sessions.
+async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let mut transaction = connection
+        .begin_with(BEGIN_MIGRATING)
+        .await
+        .map_err(classify)?;
+    let encoding: String = sqlx::query_scalar("select current_setting('server_encoding')")
+        .persistent(false)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(classify)?;
+    if encoding != "UTF8" {
+        return Err(StoreError::Unusable(format!(
+            "the database's encoding is {encoding}; make one with encoding UTF8"
+        )));
+    }
+    sqlx::query("select pg_advisory_xact_lock($1)")
+        .bind(MIGRATION_LOCK)
+        .persistent(false)
+        .execute(&mut *transaction)
+        .await
+        .map_err(classify)?;
+    // Not `create schema if not exists`: that asks for a right which the owner of a schema that
+    // is there need not have.
+    let has_schema: bool = sqlx::query_scalar("select to_regnamespace('taffrail') is not null")
+        .persistent(false)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(classify)?;
+    if !has_schema {
+        sqlx::raw_sql("create schema taffrail")
+            .execute(&mut *transaction)
+            .await
+            .map_err(classify)?;
+    }
+    let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
+    migrator.set_locking(false);
+    migrator.dangerous_set_table_name(MIGRATIONS_TABLE);
+    migrator
+        .run_direct(None, &mut *transaction, false)
+        .await
+        .map_err(|error| match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+                match classify(error) {
+                    // There is no record to blame.
+                    StoreError::Rejected(reason) => StoreError::Unusable(reason),
+                    error => error,
+                }
+            }
+            MigrateError::VersionMissing(_) => super::newer_schema(),
+            error => StoreError::Unusable(error.to_string()),
+        })?;
+    transaction.commit().await.map_err(classify)
+}
+
+/// What the caller does about an error, by the class of its SQLSTATE.
+fn classify(error: sqlx::Error) -> StoreError {
+    match &error {
+        sqlx::Error::Database(database) => {
+            let code = database.code().unwrap_or_default();
+            let told = format!("{} (SQLSTATE {code})", database.message());
+            match code.get(..2).unwrap_or_default() {
+                // What a value is or breaks; a limit of the program, such as the size of a key.
+                "22" | "23" | "54" => StoreError::Rejected(told),
+                // Authorisation, a database or schema that is not there, a statement that does
+                // not fit it, damage.
+                "28" | "3D" | "3F" | "42" => StoreError::Unusable(told),
+                _ if code == "XX001" || code == "XX002" => StoreError::Unusable(told),
+                // Rolled back, locked, read only, full, shutting down, or not known: it passes.
+                _ => StoreError::Unavailable(error),
+            }
+        }
+        sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::ColumnIndexOutOfBounds { .. }
+        | sqlx::Error::ColumnNotFound(_)
+        | sqlx::Error::TypeNotFound { .. } => StoreError::Unusable(error.to_string()),
+        sqlx::Error::Encode(_) => StoreError::Rejected(error.to_string()),
+        _ => StoreError::Unavailable(error),
+    }
+}
+
+/// A row as `record_usage` takes it: the contract's columns, but `raw_usage` as text, so that the
+/// server does not decode what a provider wrote.
+struct Incoming(LogRow);
+
+impl Serialize for Incoming {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let known = |(_, value): &(_, &Value)| **value != Value::Null;
+        let mut map = serializer.serialize_map(None)?;
+        for ((name, _), value) in COLUMNS.iter().zip(self.0.values()).filter(known) {
+            match value {
+                Value::Json(json) if *name == "raw_usage" => map.serialize_entry(name, json)?,
+                value => map.serialize_entry(name, value)?,
+            }
+        }
+        map.end()
+    }
+}
+
+/// The columns that hold decimals, in the order in which a sum is selected.
+fn decimal_columns() -> impl Iterator<Item = &'static str> {
+    let costs = ["cost_usd", "cost_upstream_usd"];
+    costs
+        .into_iter()
+        .chain(TOKEN_COLUMNS.iter().map(|(_, column)| *column))
+}
+
+fn usage_query(query: &UsageQuery) -> QueryBuilder<Db> {
+    let dimensions = query.by.len();
+    let mut select = QueryBuilder::new("select ");
+    for index in 0..dimensions {
+        select.push(format_args!("d{index}, "));
+    }
+    select.push("sum(requests)::bigint, sum(unpriced_requests)::bigint");
+    for column in decimal_columns() {
+        select.push(format_args!(", sum({column})::text"));
+    }
+    select.push(", taffrail.sum_units(units)::text from (");
+    for (index, source) in sources(query).iter().enumerate() {
+        if index > 0 {
+            select.push(" union all ");
+        }
+        push_select(source, &mut select, &query.by);
+    }
+    select.push(") as parts");
+    for index in 0..dimensions {
+        select.push(if index == 0 { " group by " } else { ", " });
+        select.push(format_args!("d{index}"));
+    }
+    select
+}
+
+/// Selects the group and the sums of a source, without summing them.
+fn push_select(source: &Source, select: &mut QueryBuilder<Db>, by: &[Dimension]) {
+    let (table, time) = match source.granularity {
+        None => ("taffrail.api_usage_logs", "started_at"),
+        Some(_) => ("taffrail.api_usage_aggregates", "bucket_start"),
+    };
+    select.push("select ");
+    for (index, dimension) in by.iter().enumerate() {
+        match dimension {
+            Dimension::Provider => select.push("provider"),
+            Dimension::Model if source.granularity.is_some() => select.push("nullif(model, '')"),
+            Dimension::Model => select.push("coalesce(model_served, model_requested)"),
+            Dimension::Operation => select.push("operation"),
+            Dimension::Outcome => select.push("outcome"),
+            Dimension::Day => select.push(format_args!("to_char({time}, 'YYYY-MM-DD')")),
+            Dimension::Hour => select.push(format_args!(
+                "to_char({time}, 'YYYY-MM-DD\"T\"HH24\":00Z\"')"
+            )),
+            Dimension::Key => select.push("key_fingerprint"),
+            Dimension::Instance => select.push("instance"),
+            Dimension::ServiceTier => select.push("service_tier"),
+            Dimension::Attribution(label) => {
+                select.push("attribution ->> ").push_bind(label.clone())
+            }
+        };
+        select.push(format_args!("::text as d{index}, "));
+    }
+    select.push(match source.granularity {
+        None => "1 as requests, (unpriced_reason is not null)::int as unpriced_requests",
+        Some(_) => "requests, unpriced_requests",
+    });
+    for column in decimal_columns() {
+        select.push(", ").push(column);
+    }
+    select.push(format_args!(", units from {table} where {time} >= "));
+    select.push_bind(source.from);
+    if let Some(to) = source.to {
+        select.push(format_args!(" and {time} < ")).push_bind(to);
+    }
+    match source.granularity {
+        Some(granularity) => {
+            select
+                .push(" and granularity = ")
+                .push_bind(granularity.as_str());
+        }
+        // A row's day can differ from its start by the moment in which its id was made.
+        None => {
+            select
+                .push(" and day >= ")
+                .push_bind(source.from.date_naive());
+            select.push(" - 1");
+        }
+    }
+}
+
+/// The group and the sums of a row of [`usage_query`]; `None` if it counts no request.
+fn decode_usage(row: &PgRow, dimensions: usize) -> Result<Option<UsageRow>, StoreError> {
+    let Some(requests) = row.try_get(dimensions).map_err(classify)? else {
+        return Ok(None);
+    };
+    let group = (0..dimensions)
+        .map(|index| row.try_get(index))
+        .collect::<Result<_, _>>()
+        .map_err(classify)?;
+    let sum = |index: usize| {
+        let text: Option<&str> = row.try_get(dimensions + index).map_err(classify)?;
+        text.map(parse_sum).transpose()
+    };
+    let mut totals = Totals {
+        requests,
+        unpriced_requests: row.try_get(dimensions + 1).map_err(classify)?,
+        cost_usd: sum(2)?,
+        cost_upstream_usd: sum(3)?,
+        quantities: BTreeMap::new(),
+    };
+    for (index, (unit, _)) in TOKEN_COLUMNS.iter().enumerate() {
+        if let Some(tokens) = sum(4 + index)? {
+            totals.quantities.insert(*unit, tokens);
+        }
+    }
+    let units = dimensions + 4 + TOKEN_COLUMNS.len();
+    if let Some(units) = row.try_get(units).map_err(classify)? {
+        totals.quantities.extend(parse_units(units)?);
+    }
+    Ok(Some(UsageRow { group, totals }))
+}
+
+fn logs_query(query: &LogQuery) -> QueryBuilder<Db> {
+    let mut select = QueryBuilder::new("select ");
+    let mut columns = select.separated(", ");
+    for (name, kind) in COLUMNS {
+        match (kind, *name) {
+            (_, "started_at" | "recosted_at") => columns.push(format_args!(
+                "to_char({name}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+            )),
+            (Kind::Text | Kind::Json, _) => columns.push(format_args!("{name}::text")),
+            (Kind::Integer, _) => columns.push(format_args!("{name}::bigint")),
+            (Kind::Boolean, _) => columns.push(name),
+        };
+    }
+    select.push(" from taffrail.api_usage_logs where true");
+    if let Some(before) = query.before {
+        select.push(
+            " and (started_at, id) < (select started_at, id from taffrail.api_usage_logs where id = ",
+        );
+        select.push_bind(before).push(")");
+    }
+    if let Some(provider) = &query.provider {
+        select.push(" and provider = ").push_bind(provider.clone());
+    }
+    if let Some(outcome) = query.outcome {
+        select.push(" and outcome = ").push_bind(outcome.as_str());
+    }
+    select.push(" order by api_usage_logs.started_at desc, api_usage_logs.id desc limit ");
+    select.push_bind(i64::from(query.limit));
+    select
+}
+
+fn decode_log(row: &PgRow) -> Result<LogRow, StoreError> {
+    let mut values = Vec::with_capacity(COLUMNS.len());
+    for (index, (name, kind)) in COLUMNS.iter().enumerate() {
+        let value = match kind {
+            Kind::Text => row
+                .try_get::<Option<String>, _>(index)
+                .map(|text| text.map(Value::Text)),
+            Kind::Json => row.try_get::<Option<String>, _>(index).map(|json| {
+                json.map(|json| {
+                    // What a provider wrote is kept as text; the others the server has rewritten.
+                    Value::Json(if *name == "raw_usage" {
+                        json
+                    } else {
+                        compact(json)
+                    })
+                })
+            }),
+            Kind::Integer => row
+                .try_get::<Option<i64>, _>(index)
+                .map(|number| number.map(Value::Integer)),
+            Kind::Boolean => row
+                .try_get::<Option<bool>, _>(index)
+                .map(|value| value.map(Value::Boolean)),
+        };
+        values.push(value.map_err(classify)?.unwrap_or(Value::Null));
+    }
+    Ok(LogRow::new(values))
+}
+
+/// JSON without white space and with its keys sorted, as rows are encoded.
+fn compact(json: String) -> String {
+    serde_json::from_str::<serde_json::Value>(&json).map_or(json, |value| value.to_string())
+}

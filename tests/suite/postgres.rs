@@ -1,0 +1,252 @@
+//! The store on a real Postgres: the same rows, sums and pages as the embedded one, exactly once.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use chrono::TimeDelta;
+use sqlx::{Connection, PgConnection};
+use taffrail::record::UsageRecord;
+use taffrail::store::{Config, Dimension, LogQuery, Store, UsageQuery};
+use tempfile::TempDir;
+
+use crate::store::{at, config as sqlite_config, record};
+use crate::support::postgres::{Cluster, Database, Version};
+
+/// An empty database of the cluster that all tests share; `None` where there is no Postgres.
+async fn fresh() -> Option<Database> {
+    Some(Cluster::shared(Version::Default).await?.database().await)
+}
+
+fn config(database: &Database) -> Config {
+    Config {
+        url: database.url(),
+        ..Config::default()
+    }
+}
+
+async fn count(database: &Database, sql: &'static str) -> i64 {
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    sqlx::query_scalar(sql)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap()
+}
+
+/// Records of two days, some of them alike, some unknown.
+fn records() -> Vec<UsageRecord> {
+    (0..400_u64)
+        .map(|number| {
+            let start = at("2026-11-23T22:10:00Z") + TimeDelta::seconds(30 * number.cast_signed());
+            let mut record = record(start, number);
+            if number % 7 == 0 {
+                record.model_served = None;
+                record.cost_usd = None;
+            }
+            if number % 5 == 0 {
+                record.caller.attribution.clear();
+            }
+            record
+        })
+        .collect()
+}
+
+fn logs(limit: u32) -> LogQuery {
+    LogQuery {
+        limit,
+        before: None,
+        provider: None,
+        outcome: None,
+    }
+}
+
+#[tokio::test]
+async fn rows_sums_and_pages_are_those_of_the_embedded_store() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    let folder = TempDir::new().unwrap();
+    let postgres = Store::open(&config(&database)).await.unwrap();
+    let sqlite = Store::open(&sqlite_config(folder.path())).await.unwrap();
+    let records = records();
+    for store in [&postgres, &sqlite] {
+        // A replay, an overlap and a doubled record count once.
+        for range in [0..200, 0..200, 100..400] {
+            store.apply(&records[range]).await.unwrap();
+        }
+        let doubled = [records[3].clone(), records[3].clone()];
+        let applied = store.apply(&doubled).await.unwrap();
+        assert_eq!((applied.stored, applied.duplicates), (0, 2));
+    }
+    for by in [
+        vec![],
+        vec![Dimension::Provider, Dimension::Model],
+        vec![Dimension::Hour, Dimension::Attribution("team".into())],
+        vec![Dimension::Day],
+        vec![Dimension::Outcome, Dimension::Instance],
+    ] {
+        for since in [
+            "2026-11-23T22:33:00Z",
+            "2026-11-24T00:00:00Z",
+            "2027-01-01T00:00:00Z",
+        ] {
+            let query = UsageQuery {
+                since: at(since),
+                by: by.clone(),
+            };
+            let mut theirs = postgres.usage(&query).await.unwrap();
+            let mut ours = sqlite.usage(&query).await.unwrap();
+            theirs.sort_by(|a, b| a.group.cmp(&b.group));
+            ours.sort_by(|a, b| a.group.cmp(&b.group));
+            assert_eq!(theirs, ours, "{by:?} since {since}");
+        }
+    }
+    let mut query = logs(150);
+    loop {
+        let theirs = postgres.logs(&query).await.unwrap();
+        assert_eq!(theirs, sqlite.logs(&query).await.unwrap());
+        let Some(last) = theirs.last() else { break };
+        query.before = Some(last.get("id").as_text().unwrap().parse().unwrap());
+    }
+    assert_eq!(
+        postgres.attribution_labels().await.unwrap(),
+        sqlite.attribution_labels().await.unwrap()
+    );
+    postgres.close().await;
+}
+
+#[tokio::test]
+async fn sums_made_anew_from_the_rows_are_the_same_sums() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    let store = Store::open(&config(&database)).await.unwrap();
+    store.apply(&records()).await.unwrap();
+    let query = UsageQuery {
+        since: at("2026-11-23T00:00:00Z"),
+        by: vec![Dimension::Day, Dimension::Model],
+    };
+    let sorted = |mut rows: Vec<taffrail::store::UsageRow>| {
+        rows.sort_by(|a, b| a.group.cmp(&b.group));
+        rows
+    };
+    let before = sorted(store.usage(&query).await.unwrap());
+    for _ in 0..2 {
+        let made = "select taffrail.backfill_usage_aggregates('2026-11-23', '2026-11-25')";
+        assert!(count(&database, made).await > 0);
+        assert_eq!(sorted(store.usage(&query).await.unwrap()), before);
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_a_provider_wrote_lands_whatever_it_is() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    let store = Store::open(&config(&database)).await.unwrap();
+    let mut odd = record(at("2026-11-23T12:00:00Z"), 1);
+    odd.raw_usage = Some(r#"{"a":"\u0000 \ud800","b":1.50,"b":2}"#.into());
+    odd.model_served = Some("nul\0 \u{1}\u{7f}\u{feff}💸".into());
+    assert_eq!(store.apply(&[odd]).await.unwrap().stored, 1);
+    let rows = store.logs(&logs(1)).await.unwrap();
+    let line = serde_json::to_string(&rows).unwrap();
+    assert!(
+        line.contains(r#""raw_usage":{"a":"\u0000 \ud800","b":1.50,"b":2}"#),
+        "{line}"
+    );
+    assert_eq!(
+        rows[0].get("model_served").as_text(),
+        Some("nul \u{1}\u{7f}\u{feff}💸")
+    );
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_day_that_was_dropped_stays_dropped_and_its_sums_stay() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    let store = Store::open(&config(&database)).await.unwrap();
+    let old = records();
+    store.apply(&old).await.unwrap();
+    let sums =
+        "select sum(requests)::bigint from taffrail.api_usage_buckets where granularity = 'day'";
+    let all = count(&database, sums).await;
+    let drop = "select count(taffrail.drop_oldest_partition('2026-11-24'))";
+    assert_eq!(count(&database, drop).await, 1);
+    assert_eq!(count(&database, drop).await, 0);
+    assert_eq!(count(&database, sums).await, all);
+    let left = count(&database, "select count(*) from taffrail.api_usage_logs").await;
+    assert!((1..all).contains(&left), "{left} of {all}");
+    // What comes late for that day is refused with a reason, and not counted twice.
+    let late = store.apply(&old[..1]).await.unwrap_err().to_string();
+    assert!(
+        late.contains("2026-11-23 has been dropped by retention"),
+        "{late}"
+    );
+    assert_eq!(count(&database, sums).await, all);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn many_may_migrate_at_once_and_each_role_has_its_rights_alone() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    let opening = (0..4).map(|_| {
+        let config = config(&database);
+        tokio::spawn(async move { Store::open(&config).await.unwrap().close().await })
+    });
+    for opened in opening.collect::<Vec<_>>() {
+        opened.await.unwrap();
+    }
+    // Which statement each role may make.
+    let statements = [
+        (
+            "select count(*) from taffrail.api_usage_logs",
+            [false, false, true],
+        ),
+        (
+            "select count(*) from taffrail.api_usage_buckets",
+            [false, true, true],
+        ),
+        (
+            "select count(*) from taffrail.api_provider_balances",
+            [false, true, true],
+        ),
+        ("select taffrail.record_usage('[]')", [true, false, false]),
+        ("select taffrail.schema_version()", [true, true, true]),
+        (
+            "select taffrail.backfill_usage_aggregates('2026-11-23', '2026-11-24')",
+            [false; 3],
+        ),
+        (
+            "select taffrail.drop_oldest_partition('2000-01-01')",
+            [false, true, false],
+        ),
+        ("delete from taffrail.api_usage_logs", [false; 3]),
+        (
+            "update taffrail.api_usage_logs set cost_usd = 0",
+            [false; 3],
+        ),
+        (
+            "update taffrail.api_usage_aggregates set cost_usd = 0",
+            [false; 3],
+        ),
+        ("truncate taffrail.api_usage_aggregates", [false; 3]),
+        ("delete from taffrail.reader_scopes", [false; 3]),
+    ];
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    for (statement, allowed) in statements {
+        for (role, allowed) in ["ingest", "balance", "reader"].into_iter().zip(allowed) {
+            let asked = format!("begin; set local role taffrail_{role}; {statement}; commit");
+            let done = sqlx::raw_sql(sqlx::AssertSqlSafe(asked))
+                .execute(&mut connection)
+                .await;
+            assert_eq!(done.is_ok(), allowed, "{role}: {statement}: {done:?}");
+            sqlx::raw_sql("rollback")
+                .execute(&mut connection)
+                .await
+                .unwrap();
+        }
+    }
+}
