@@ -125,18 +125,21 @@ impl Postgres {
         })
     }
 
-    /// Ends a call. A connection on which it did not end in time is closed without waiting: a
-    /// network that swallows packets answers nothing.
+    /// Ends a call. A connection on which it did not end in time, or which may be broken, is
+    /// closed without waiting: a network that swallows packets answers nothing.
     fn settle<T>(
         &self,
         connection: PoolConnection<Db>,
         done: Result<Result<T, StoreError>, Elapsed>,
     ) -> Result<T, StoreError> {
-        done.unwrap_or_else(|_| {
-            drop(connection.detach());
+        let done = done.unwrap_or_else(|_| {
             let error = sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
             Err(StoreError::Unavailable(error))
-        })
+        });
+        if matches!(done, Err(StoreError::Unavailable(_))) {
+            drop(connection.detach());
+        }
+        done
     }
 
     /// Takes the password, or the whole URL, from its file anew: it may have been changed.

@@ -23,6 +23,7 @@ mod layering;
 mod limits;
 mod metering;
 mod misbehaviour;
+mod outages;
 mod postgres;
 mod prices;
 mod providers;

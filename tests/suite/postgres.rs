@@ -23,7 +23,7 @@ fn config(database: &Database) -> Config {
     }
 }
 
-async fn count(database: &Database, sql: &'static str) -> i64 {
+pub(crate) async fn count(database: &Database, sql: &'static str) -> i64 {
     let mut connection = PgConnection::connect(&database.url()).await.unwrap();
     sqlx::query_scalar(sql)
         .fetch_one(&mut connection)

@@ -48,7 +48,7 @@ impl Open {
 }
 
 /// Sends requests one after the other and asserts that they are served.
-async fn serve(server: &Server, numbers: std::ops::Range<u64>) {
+pub(crate) async fn serve(server: &Server, numbers: std::ops::Range<u64>) {
     for number in numbers {
         let seen = ask(server.proxy, &Ask::plain(number).request()).await;
         assert_eq!((seen.status, seen.ending), (200, Ending::Complete));
