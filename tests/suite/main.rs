@@ -21,6 +21,7 @@ mod journal;
 mod layering;
 mod limits;
 mod metering;
+mod migrate;
 mod misbehaviour;
 mod prices;
 mod providers;
