@@ -57,6 +57,8 @@ pub enum Command {
     /// Look into the price book.
     #[command(subcommand)]
     Prices(Prices),
+    /// Bring the store's schema up to date.
+    Migrate(Migrate),
     /// Try out the configuration: ports, journal, store and upstreams.
     Check(Check),
     /// Show the effective configuration and where each value comes from.
@@ -183,6 +185,18 @@ pub struct PricesList {
     #[arg(long, default_value_t, value_parser = format_parser())]
     pub format: Format,
 }
+
+/// `taffrail migrate`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+For stores with `store.migrate = false`, where the server never changes the schema; otherwise it
+does the same when it starts. Creates the store if there is none, keeps every row, and may be run
+again at any time.
+
+Examples:
+  taffrail migrate
+  TAFFRAIL_STORE__URL=sqlite:///var/lib/taffrail/taffrail.db taffrail migrate")]
+pub struct Migrate {}
 
 /// `taffrail check`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]

@@ -79,6 +79,7 @@ async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
         Command::Usage(usage) => print_usage(&load(None)?.config, usage).await,
         Command::Logs(logs) => print_logs(&load(None)?.config, logs).await,
         Command::Prices(cli::Prices::List(list)) => print_prices(&load(None)?.config, &list),
+        Command::Migrate(_) => migrate(&load(None)?.config).await,
         Command::Check(_) => {
             let items = check::check(&load(None)?.config).await;
             for item in &items {
@@ -164,6 +165,18 @@ async fn print_logs(config: &Config, logs: cli::Logs) -> anyhow::Result<u8> {
     let mut out = io::stdout().lock();
     report::logs(&store, &request, &mut out).await?;
     store.close().await;
+    Ok(cli::EXIT_OK)
+}
+
+async fn migrate(config: &Config) -> anyhow::Result<u8> {
+    let store = Store::lazy(&config.store)?.description();
+    Store::migrate(&config.store).await.with_context(|| {
+        format!(
+            "cannot bring the schema of {store} up to date; mend it, or point `store.url` at \
+             another database"
+        )
+    })?;
+    writeln!(io::stdout(), "{store}: the schema is up to date")?;
     Ok(cli::EXIT_OK)
 }
 

@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde_json::{Map, Value, json};
 
-use super::{Footer, Format, Grid, UNKNOWN, write_csv, write_json_line};
+use super::table::{Footer, Grid, UNKNOWN};
+use super::{Format, write_csv, write_json_line};
 use crate::price::{ModelEntry, Price, PriceBook, Rate, is_priced_per_million};
 use crate::usage::Unit;
 

@@ -22,6 +22,7 @@ mod journal;
 mod layering;
 mod limits;
 mod metering;
+mod migrate;
 mod misbehaviour;
 mod outages;
 mod postgres;

@@ -1,0 +1,69 @@
+//! `taffrail migrate`, by the real binary on a SQLite store.
+
+use crate::support::binary::Home;
+
+/// What it says when it has nothing left to do.
+const UP_TO_DATE: &str = "sqlite data/taffrail.db: the schema is up to date\n";
+
+#[tokio::test]
+async fn a_database_is_made_once_and_every_later_run_changes_nothing() {
+    let mut home = Home::without_provider();
+    // The server would leave it to this command.
+    home.set("STORE__MIGRATE", "false");
+    let ran = home.run(&["logs"]).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    let ran = home.run(&["migrate"]).await;
+    assert_eq!(
+        (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+        (Some(0), UP_TO_DATE, "")
+    );
+    let made = std::fs::read(home.database()).unwrap();
+    let ran = home.run(&["migrate"]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), UP_TO_DATE));
+    assert!(std::fs::read(home.database()).unwrap() == made);
+    let ran = home.run(&["logs"]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(home.rows().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_left_alone_and_named_with_the_way_out() {
+    let home = Home::without_provider();
+    std::fs::create_dir(home.path().join("data")).unwrap();
+    let text = "not a database ".repeat(999);
+    std::fs::write(home.database(), &text).unwrap();
+    let ran = home.run(&["migrate"]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""));
+    assert!(
+        ran.stderr.starts_with(
+            "taffrail: cannot bring the schema of sqlite data/taffrail.db up to date; mend it, or \
+             point `store.url` at another database: the store cannot be used until it is mended: "
+        ) && ran.stderr.ends_with("file is not a database\n"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(std::fs::read_to_string(home.database()).unwrap(), text);
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_made_is_a_failure() {
+    let mut home = Home::without_provider();
+    home.set("STORE__URL", "sqlite://taffrail.toml/taffrail.db");
+    let ran = home.run(&["migrate"]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""));
+    assert!(
+        ran.stderr
+            .starts_with("taffrail: cannot bring the schema of sqlite taffrail.toml/taffrail.db"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[tokio::test]
+async fn a_store_of_an_unknown_kind_is_a_wrong_configuration() {
+    let mut home = Home::without_provider();
+    home.set("STORE__URL", "mysql://localhost/taffrail");
+    let ran = home.run(&["migrate"]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""));
+    assert!(ran.stderr.contains("store.url"), "{}", ran.stderr);
+}
