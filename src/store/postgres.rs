@@ -636,3 +636,67 @@ fn decode_log(row: &PgRow) -> Result<LogRow, StoreError> {
 fn compact(json: String) -> String {
     serde_json::from_str::<serde_json::Value>(&json).map_or(json, |value| value.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(url: &str) -> Result<PgConnectOptions, StoreError> {
+        options(&Config {
+            url: url.to_owned(),
+            ..Config::default()
+        })
+    }
+
+    #[test]
+    fn off_this_machine_certificates_are_verified_or_nothing_is_sent() {
+        let mode = |url| at(url).map(|options| options.get_ssl_mode());
+        for url in [
+            "postgres://me@db.example.com/x",
+            "postgres://me@10.0.0.7/x?sslmode=verify-full",
+        ] {
+            assert!(matches!(mode(url), Ok(PgSslMode::VerifyFull)), "{url}");
+        }
+        for weak in ["disable", "allow", "prefer", "require", "verify-ca"] {
+            let url = format!("postgres://me:hunter2@db.example.com/x?sslmode={weak}");
+            let error = at(&url).unwrap_err().to_string();
+            assert!(
+                error.contains("only sslmode=verify-full is safe"),
+                "{error}"
+            );
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        for url in [
+            "postgres://me@127.0.0.1/x",
+            "postgres://me@localhost:6432/x?sslmode=disable",
+        ] {
+            assert!(!matches!(mode(url), Ok(PgSslMode::VerifyFull)), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused_without_being_quoted() {
+        let error = at("postgres://me:hunter2@:nonsense/x")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("accepted is postgres://USER@HOST:PORT/DATABASE"),
+            "{error}"
+        );
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_password_comes_from_its_file_or_the_start_says_why_not() {
+        let config = Config {
+            url: "postgres://me@localhost/x".to_owned(),
+            password_file: Some("/nowhere/password".into()),
+            ..Config::default()
+        };
+        let error = options(&config).unwrap_err().to_string();
+        assert!(
+            error.contains("store.password_file /nowhere/password"),
+            "{error}"
+        );
+    }
+}

@@ -4,12 +4,14 @@
 
 use chrono::TimeDelta;
 use sqlx::{Connection, PgConnection};
+use taffrail::fault::Outcome;
 use taffrail::record::UsageRecord;
 use taffrail::store::{Config, Dimension, LogQuery, Store, UsageQuery};
 use tempfile::TempDir;
 
 use crate::store::{at, config as sqlite_config, record};
-use crate::support::postgres::{Cluster, Database, Version};
+use crate::support::binary::eventually;
+use crate::support::postgres::{Cluster, Database, Setup, Version};
 
 /// An empty database of the cluster that all tests share; `None` where there is no Postgres.
 async fn fresh() -> Option<Database> {
@@ -111,6 +113,60 @@ async fn rows_sums_and_pages_are_those_of_the_embedded_store() {
         sqlite.attribution_labels().await.unwrap()
     );
     postgres.close().await;
+}
+
+#[tokio::test]
+async fn an_outcome_has_the_same_class_in_the_database() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    Store::migrate(&config(&database)).await.unwrap();
+    for outcome in Outcome::ALL {
+        let asked = format!("select taffrail.outcome_class('{outcome}')");
+        let told = database.query(&asked).await;
+        assert_eq!(told, [[outcome.class().as_str().to_owned()]], "{outcome}");
+    }
+}
+
+#[tokio::test]
+async fn a_password_that_changed_is_read_again() {
+    let setup = Setup {
+        password: Some("old"),
+        ..Setup::default()
+    };
+    let Some(cluster) = Cluster::start_as(setup).await else {
+        return;
+    };
+    let database = cluster.database().await;
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "old\n").unwrap();
+    let url = database.url().replace(":old@", "@");
+    assert!(!url.contains("old"), "{url}");
+    let store = Store::open(&Config {
+        url,
+        password_file: Some(file.clone()),
+        ..Config::default()
+    })
+    .await
+    .unwrap();
+    let mut client = database.client().await;
+    sqlx::raw_sql(
+        "alter role current_user password 'new';
+         select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'taffrail'",
+    )
+    .execute(&mut client)
+    .await
+    .unwrap();
+    for _ in 0..2 {
+        assert!(store.apply(&records()[..1]).await.is_err());
+    }
+    std::fs::write(&file, "new").unwrap();
+    eventually("the new password is used", async || {
+        store.apply(&records()[..1]).await.is_ok()
+    })
+    .await;
+    store.close().await;
 }
 
 #[tokio::test]
