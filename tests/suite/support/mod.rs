@@ -7,7 +7,6 @@ pub(crate) mod bulk;
 pub(crate) mod chat;
 pub(crate) mod http;
 pub(crate) mod providers;
-pub(crate) mod server;
 pub(crate) mod sidecar;
 pub(crate) mod trace;
 pub(crate) mod upstream;
