@@ -133,7 +133,8 @@ Examples:
   taffrail logs --limit 20
   taffrail logs --outcome rate_limited --provider openai
   taffrail logs --before 01930e3b-0000-7000-8000-000000000000     the page after that row
-  taffrail logs --all --format json | jq .cost_usd                one object a line")]
+  taffrail logs --all --format json | jq .cost_usd                one object a line
+  taffrail logs --dead-letter                                     what the store refused, and why")]
 pub struct Logs {
     /// Rows at most, up to 10,000.
     #[arg(
@@ -156,6 +157,10 @@ pub struct Logs {
     /// Only rows that ended like this.
     #[arg(long, value_name = "OUTCOME", value_parser = outcome_parser())]
     pub outcome: Option<Outcome>,
+    /// The records that the store refused, from the journal's directory, in place of rows; needs
+    /// no store.
+    #[arg(long)]
+    pub dead_letter: bool,
     /// How to print them.
     #[arg(long, default_value_t, value_parser = format_parser())]
     pub format: Format,
@@ -309,6 +314,7 @@ mod tests {
                 before: None,
                 provider: None,
                 outcome: None,
+                dead_letter: false,
                 format: Format::Table,
             })
         );

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use taffrail::app::{self, App};
 use taffrail::cli::{self, Command, ConfigFormat};
 use taffrail::config::{self, Config, Loaded, Role, Sources};
+use taffrail::journal::DEAD_LETTER_FILE;
 use taffrail::store::Store;
 use taffrail::{check, clock, demo, report, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -153,7 +154,6 @@ async fn print_usage(config: &Config, usage: cli::Usage) -> anyhow::Result<u8> {
 }
 
 async fn print_logs(config: &Config, logs: cli::Logs) -> anyhow::Result<u8> {
-    let store = Store::open_read_only(&config.store).await?;
     let request = report::LogsRequest {
         limit: (!logs.all).then_some(logs.limit),
         before: logs.before,
@@ -163,6 +163,20 @@ async fn print_logs(config: &Config, logs: cli::Logs) -> anyhow::Result<u8> {
         width: report::terminal_width(),
     };
     let mut out = io::stdout().lock();
+    if logs.dead_letter {
+        let dir = &config.journal.dir;
+        let damaged = report::dead_letters(dir, &request, &mut out)?;
+        if damaged > 0 {
+            let path = dir.join(DEAD_LETTER_FILE);
+            writeln!(
+                io::stderr(),
+                "taffrail: lines of {} that cannot be understood: {damaged}",
+                path.display()
+            )?;
+        }
+        return Ok(cli::EXIT_OK);
+    }
+    let store = Store::open_read_only(&config.store).await?;
     report::logs(&store, &request, &mut out).await?;
     store.close().await;
     Ok(cli::EXIT_OK)

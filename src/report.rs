@@ -1,12 +1,13 @@
-//! `taffrail usage`, `logs` and `prices list`: rows and sums of the store as a table for people, or as
-//! JSON lines and CSV for programs.
+//! `taffrail usage`, `logs` and `prices list`: rows and sums of the store, dead letters and prices, as
+//! a table for people, or as JSON lines and CSV for programs.
 //!
-//! A question and a store go in, text comes out on a writer; nothing here reads a clock, a
+//! A question and what answers it go in, text comes out on a writer; nothing here reads a clock, a
 //! configuration or a terminal, except [`terminal_width`] for the caller to pass on. What is
 //! unknown is never shown as zero: a table has `—` for it, JSON has null, CSV nothing.
 //!
 //! A file for each report, and `table.rs` for what their tables share.
 
+mod dead_letters;
 mod logs;
 mod prices;
 mod table;
@@ -14,10 +15,13 @@ mod usage;
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::Serialize;
+use uuid::Uuid;
 
+pub use self::dead_letters::dead_letters;
 pub use self::logs::{LOGS_LIMIT_DEFAULT, LOGS_LIMIT_MAX, LogsRequest, logs};
 pub use self::prices::{PricesRequest, prices};
 pub use self::table::terminal_width;
@@ -90,6 +94,17 @@ pub enum ReportError {
     /// The limit is out of range.
     #[error("the limit is {0}: accepted are 1 to {LOGS_LIMIT_MAX}, and --all for all rows")]
     Limit(u32),
+    /// The file of the dead letters cannot be read.
+    #[error("cannot read {}", .path.display())]
+    DeadLetters {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Ask for another dead letter.
+    #[error("no dead letter has the id {0}")]
+    UnknownDeadLetter(Uuid),
     /// No request of the window has this attribution label, and no request ever had.
     #[error(
         "`{name}` is not a dimension: accepted are {named} and the attribution labels in use{labels}",

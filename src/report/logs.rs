@@ -20,7 +20,7 @@ pub const LOGS_LIMIT_MAX: u32 = 10_000;
 /// The rows that are held at a time while all of them are written.
 const PAGE_ROWS: u32 = 1_000;
 
-/// What `taffrail logs` is asked.
+/// What `taffrail logs` is asked: of the rows, or of the dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogsRequest {
     /// At most that many rows, [`LOGS_LIMIT_MAX`] at most; `None` for all there are.
@@ -60,11 +60,7 @@ pub async fn logs(
     request: &LogsRequest,
     out: &mut dyn io::Write,
 ) -> Result<(), ReportError> {
-    if let Some(limit) = request.limit
-        && !(1..=LOGS_LIMIT_MAX).contains(&limit)
-    {
-        return Err(ReportError::Limit(limit));
-    }
+    check_limit(request.limit)?;
     if request.format == Format::Csv {
         write_csv(out, [COLUMNS.iter().map(|(name, _)| *name)])?;
     }
@@ -117,6 +113,14 @@ pub async fn logs(
         }
         query.before = last;
         is_first_page = false;
+    }
+}
+
+/// Refuses a limit out of range; without one everything is asked for.
+pub(super) fn check_limit(limit: Option<u32>) -> Result<(), ReportError> {
+    match limit {
+        Some(limit) if !(1..=LOGS_LIMIT_MAX).contains(&limit) => Err(ReportError::Limit(limit)),
+        _ => Ok(()),
     }
 }
 

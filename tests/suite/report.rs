@@ -1,4 +1,5 @@
-//! `taffrail usage` and `taffrail logs` on a store with known rows; the outputs are golden files.
+//! `taffrail usage` and `taffrail logs` on a store with known rows, and on a journal with known dead
+//! letters; the outputs are golden files.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,11 +8,15 @@
 )]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rust_decimal::Decimal;
+use serde_json::Value;
 use taffrail::fault::Outcome;
+use taffrail::journal::disk::LocalDisk;
+use taffrail::journal::{self, DEAD_LETTER_FILE, DeadLetter, Journal};
 use taffrail::money::Usd;
 use taffrail::record::{CostSource, Operation, UnpricedReason, UsageRecord};
 use taffrail::report::{
@@ -22,6 +27,7 @@ use taffrail::usage::{Unit, Usage};
 use tempfile::TempDir;
 
 use crate::store::{at, config, record};
+use crate::support::binary::{Home, Ran};
 
 /// Compares with a file in tests/golden, or rewrites it if `UPDATE_GOLDEN` is set.
 fn assert_golden(name: &str, text: &str) {
@@ -312,4 +318,322 @@ async fn a_limit_is_taken_at_its_bounds_and_refused_beyond() {
             assert!(matches!(error, ReportError::Limit(refused) if refused == limit));
         }
     }
+}
+
+/// Why the store refused the records below.
+const REASONS: [&str; 3] = [
+    "model_served is 70000 bytes long, 65536 is the limit",
+    "error returned from database: (code 275) CHECK constraint failed: http_status",
+    "a quantity has more than 28 places,\nsays \u{1b}[31mthe \"store\"",
+];
+
+/// Seven dead letters, oldest first; the last one is of the same record as the first one.
+fn letters() -> Vec<DeadLetter> {
+    let mut letters: Vec<DeadLetter> = traffic()
+        .into_iter()
+        .take(6)
+        .zip(REASONS.into_iter().cycle())
+        .map(|(record, reason)| DeadLetter {
+            at: record.started_at + TimeDelta::milliseconds(2_500),
+            reason: reason.to_owned(),
+            record,
+        })
+        .collect();
+    letters.push(DeadLetter {
+        at: at("2026-11-24T05:00:00Z"),
+        ..letters[0].clone()
+    });
+    letters
+}
+
+/// A journal's directory with these lines as its dead letters.
+fn journal_with(lines: &[String]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(DEAD_LETTER_FILE), lines.concat()).unwrap();
+    folder
+}
+
+fn line(letter: &DeadLetter) -> String {
+    serde_json::to_string(letter).unwrap() + "\n"
+}
+
+/// The report on these dead letters.
+fn dead_letters(letters: &[DeadLetter], request: &LogsRequest) -> String {
+    let folder = journal_with(&letters.iter().map(line).collect::<Vec<_>>());
+    let mut out = Vec::new();
+    let damaged = report::dead_letters(folder.path(), request, &mut out).unwrap();
+    assert_eq!(damaged, 0);
+    fixed(&folder, out)
+}
+
+#[test]
+fn dead_letters_in_each_format() {
+    for (format, name) in [
+        (Format::Table, "dead_letters.txt"),
+        (Format::Json, "dead_letters.jsonl"),
+        (Format::Csv, "dead_letters.csv"),
+    ] {
+        let request = LogsRequest {
+            format,
+            ..LogsRequest::default()
+        };
+        assert_golden(name, &dead_letters(&letters(), &request));
+    }
+}
+
+#[test]
+fn a_dead_letter_in_json_is_the_whole_letter() {
+    let request = LogsRequest {
+        format: Format::Json,
+        ..LogsRequest::default()
+    };
+    let text = dead_letters(&letters(), &request);
+    let written: Vec<DeadLetter> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let mut newest_first = letters().split_off(1);
+    newest_first.reverse();
+    assert_eq!(written, newest_first);
+}
+
+#[test]
+fn dead_letters_in_a_narrow_terminal_lose_columns_before_they_wrap() {
+    let request = LogsRequest {
+        width: Some(80),
+        ..LogsRequest::default()
+    };
+    let text = dead_letters(&letters(), &request);
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    assert_golden("dead_letters_narrow.txt", &text);
+}
+
+#[test]
+fn dead_letters_are_chosen_as_rows_are() {
+    let all = letters();
+    let id = |index: usize| all[index].record.id;
+    let chosen = |request: LogsRequest| -> Vec<uuid::Uuid> {
+        let format = Format::Json;
+        let text = dead_letters(&all, &LogsRequest { format, ..request });
+        text.lines()
+            .map(|line| serde_json::from_str::<DeadLetter>(line).unwrap())
+            .map(|letter| letter.record.id)
+            .collect()
+    };
+    let any = LogsRequest::default;
+    assert_eq!(chosen(any()), [id(0), id(5), id(4), id(3), id(2), id(1)]);
+    assert_eq!(
+        chosen(LogsRequest {
+            limit: Some(2),
+            ..any()
+        }),
+        [id(0), id(5)]
+    );
+    assert_eq!(
+        chosen(LogsRequest {
+            limit: Some(2),
+            before: Some(id(5)),
+            ..any()
+        }),
+        [id(4), id(3)]
+    );
+    assert_eq!(
+        chosen(LogsRequest {
+            limit: None,
+            provider: Some("anthropic".into()),
+            ..any()
+        }),
+        [id(2), id(1)]
+    );
+    assert_eq!(
+        chosen(LogsRequest {
+            outcome: Some(Outcome::RateLimited),
+            ..any()
+        }),
+        [id(4)]
+    );
+}
+
+#[test]
+fn a_page_of_dead_letters_says_where_the_next_one_begins() {
+    let page = LogsRequest {
+        limit: Some(5),
+        ..LogsRequest::default()
+    };
+    let last = letters()[2].record.id;
+    let next = format!("Older ones: `taffrail logs --dead-letter --before {last}`\n");
+    let text = dead_letters(&letters(), &page);
+    assert!(text.ends_with(&next), "{text}");
+    let whole = LogsRequest {
+        limit: Some(6),
+        ..page
+    };
+    let text = dead_letters(&letters(), &whole);
+    assert!(!text.contains("--before"), "{text}");
+}
+
+#[test]
+fn without_dead_letters_there_is_a_line_that_says_so() {
+    assert_eq!(
+        dead_letters(&[], &LogsRequest::default()),
+        "No dead letters in /var/lib/taffrail: the store has refused no record.\n"
+    );
+    let replicate = LogsRequest {
+        provider: Some("replicate".into()),
+        ..LogsRequest::default()
+    };
+    assert_eq!(
+        dead_letters(&letters(), &replicate),
+        "No such dead letters in /var/lib/taffrail. Leave out `--provider` and `--outcome` to see \
+         whether there are others.\n"
+    );
+    let oldest = LogsRequest {
+        before: Some(letters()[1].record.id),
+        ..LogsRequest::default()
+    };
+    assert_eq!(
+        dead_letters(&letters(), &oldest),
+        "No older dead letters in /var/lib/taffrail.\n"
+    );
+}
+
+#[test]
+fn what_cannot_be_a_report_on_dead_letters_is_an_error() {
+    let folder = journal_with(&[line(&letters()[0])]);
+    let error = |request: LogsRequest| {
+        report::dead_letters(folder.path(), &request, &mut Vec::new())
+            .unwrap_err()
+            .to_string()
+    };
+    for limit in [0, 10_001] {
+        let limit = Some(limit);
+        assert!(
+            error(LogsRequest {
+                limit,
+                ..LogsRequest::default()
+            })
+            .contains("accepted are 1 to 10000")
+        );
+    }
+    let unknown = letters()[3].record.id;
+    assert_eq!(
+        error(LogsRequest {
+            before: Some(unknown),
+            ..LogsRequest::default()
+        }),
+        format!("no dead letter has the id {unknown}")
+    );
+    // Opening a folder succeeds; reading it fails, every time.
+    let path = folder.path().join(DEAD_LETTER_FILE);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert_eq!(
+        error(LogsRequest::default()),
+        format!("cannot read {}", path.display())
+    );
+}
+
+// By the real binary.
+
+/// Puts records aside as the drain does.
+fn put_aside(home: &Home, records: &[UsageRecord]) {
+    let config = journal::Config {
+        dir: home.journal(),
+        ..journal::Config::default()
+    };
+    let (journal, _) = Journal::open(&config, Arc::new(LocalDisk), Arc::new(|_| {})).unwrap();
+    for (record, reason) in records.iter().zip(REASONS.into_iter().cycle()) {
+        journal.dead_letter(record, reason).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_command_shows_dead_letters_without_a_store() {
+    let home = Home::without_provider();
+    let asked = async |options: &[&str]| -> Ran {
+        home.run(&[&["logs", "--dead-letter"], options].concat())
+            .await
+    };
+    let ran = asked(&[]).await;
+    assert_eq!(
+        (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+        (
+            Some(0),
+            "No dead letters in journal: the store has refused no record.\n",
+            ""
+        )
+    );
+    let records: Vec<UsageRecord> = traffic().into_iter().take(4).collect();
+    put_aside(&home, &records);
+    let ran = asked(&["--limit", "2", "--provider", "anthropic"]).await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+    assert!(
+        ran.stdout
+            .starts_with("Dead letters, newest first, journal\n\nPut aside (UTC)"),
+        "{}",
+        ran.stdout
+    );
+    let rows: Vec<&str> = ran
+        .stdout
+        .lines()
+        .filter(|line| line.contains(" anthropic "))
+        .collect();
+    assert_eq!(rows.len(), 2, "{}", ran.stdout);
+    for (row, index) in rows.into_iter().zip([2, 1]) {
+        assert!(row.contains(&records[index].id.to_string()), "{row}");
+        assert!(row.contains(" claude-sonnet-4-5-20250929 "), "{row}");
+        assert!(row.ends_with(&printed(REASONS[index])), "{row}");
+    }
+
+    let ran = asked(&["--all", "--format", "json"]).await;
+    let written: Vec<Value> = ran
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(written.len(), 4);
+    for (letter, index) in written.iter().zip([3, 2, 1, 0]) {
+        assert_eq!(letter["reason"], REASONS[index % 3]);
+        assert_eq!(
+            letter["record"],
+            serde_json::to_value(&records[index]).unwrap()
+        );
+        assert!(
+            letter["at"]
+                .as_str()
+                .unwrap()
+                .parse::<DateTime<Utc>>()
+                .is_ok()
+        );
+    }
+    assert!(!home.database().exists(), "no store is made for it");
+}
+
+/// A text as a table shows it: control characters replaced.
+fn printed(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
+#[tokio::test]
+async fn damaged_lines_are_counted_and_the_others_shown() {
+    let home = Home::without_provider();
+    put_aside(&home, &traffic()[..1]);
+    let path = home.journal().join(DEAD_LETTER_FILE);
+    let whole = std::fs::read(&path).unwrap();
+    let mut bytes = b"\xff\xfe\n{\"at\": 7}\n".to_vec();
+    bytes.extend_from_slice(&whole);
+    // Cut off by a full disk.
+    bytes.extend_from_slice(&whole[..whole.len() / 2]);
+    std::fs::write(&path, bytes).unwrap();
+    let ran = home
+        .run(&["logs", "--dead-letter", "--format", "json"])
+        .await;
+    assert_eq!(ran.code, Some(0));
+    assert_eq!(ran.stdout.as_bytes(), whole);
+    assert_eq!(
+        ran.stderr,
+        "taffrail: lines of journal/dead-letters.jsonl that cannot be understood: 3\n"
+    );
 }

@@ -17,8 +17,8 @@ use tokio::process::Command;
 
 use crate::demo::list_price;
 use crate::golden::{Fixture, fixtures};
+use crate::support::binary::{Home, Server};
 use crate::support::books::{TOKENS, assert_counters_agree, samples};
-use crate::support::server::Server;
 use crate::support::vendor::{Asked, Finish, Framing, Reply, Vendor};
 
 /// What no one must find again: the keys and a word of the prompts.
@@ -88,19 +88,39 @@ fn by_feature(rows: &[Value]) -> HashMap<&str, Vec<&Value>> {
     map
 }
 
+/// A sidecar's home with these tables in its configuration, which logs all that it can.
+fn home(tables: &str) -> Home {
+    let mut home = Home::with(tables);
+    home.set("ROLE", "sidecar");
+    home.set("LOG__FORMAT", "json");
+    home.set("LOG__LEVEL", "debug");
+    home
+}
+
+/// Every row, once `count` are stored.
+async fn rows_of(home: &Home, server: &Server, count: usize) -> Vec<Value> {
+    server.stored(count).await;
+    let rows = home.logs().await;
+    assert_eq!(rows.len(), count);
+    rows
+}
+
 /// Holds everything that is left behind to be free of secrets, and the rows to be all there are.
-async fn finish(server: Server, rows: &[Value]) {
-    let (last, left) = server.stop().await;
-    assert_eq!(last.len(), rows.len());
+async fn finish(home: &Home, server: Server, rows: &[Value]) {
+    let log = server.stop().await;
+    assert_eq!(home.logs().await.len(), rows.len());
+    let mut left = home.files();
+    // Beside the configuration at least a segment and the database.
     assert!(
         left.len() > 2,
         "only {:?}",
-        left.iter().map(|(name, _)| name)
+        left.iter().map(|(path, _)| path).collect::<Vec<_>>()
     );
-    for (name, bytes) in left {
+    left.push(("the log".into(), log.into_bytes()));
+    for (path, bytes) in left {
         for secret in SECRETS {
             let found = memchr::memmem::find(&bytes, secret.as_bytes());
-            assert!(found.is_none(), "{secret} in {name}");
+            assert!(found.is_none(), "{secret} in {}", path.display());
         }
     }
 }
@@ -217,13 +237,13 @@ async fn the_sdks_get_what_they_ask_for_and_the_rows_say_what_they_were_told() {
         config += &format!("[providers.{name}]\nupstream = \"{upstream}\"\n");
         lookalikes.push(lookalike);
     }
-    let server = Server::start(&config).await;
+    let home = home(&config);
+    let server = home.start().await;
     let base = format!("http://{}", server.proxy);
     let calls = run(&python, "vendors.py", &base, "x-taffrail-feature").await;
 
     // One call was tried a second time.
-    let rows = server.rows(calls.len() + 1).await;
-    assert_eq!(rows.len(), calls.len() + 1);
+    let rows = rows_of(&home, &server, calls.len() + 1).await;
     let of_feature = by_feature(&rows);
     for (call, facts) in &calls {
         let rows = &of_feature[call.as_str()];
@@ -242,7 +262,7 @@ async fn the_sdks_get_what_they_ask_for_and_the_rows_say_what_they_were_told() {
     }
     assert_eq!(of_feature.len(), calls.len());
 
-    let exposition = server.metrics().await;
+    let exposition = server.scrape().await.0;
     assert_counters_agree(&exposition, &rows, &["team", "feature"]);
     let stage = |stage: &str| {
         samples(&exposition, "taffrail_records_total")
@@ -273,7 +293,7 @@ async fn the_sdks_get_what_they_ask_for_and_the_rows_say_what_they_were_told() {
         in_flight.iter().all(|(_, value)| value.is_zero()),
         "{in_flight:?}"
     );
-    finish(server, &rows).await;
+    finish(&home, server, &rows).await;
 }
 
 /// Holds the rows of one call to what its SDK reported.
@@ -484,7 +504,8 @@ async fn the_sdks_report_through_the_proxy_what_they_report_without_it() {
     for name in names {
         config += &format!("[providers.{name}]\nupstream = \"{}\"\n", upstream.url());
     }
-    let server = Server::start(&config).await;
+    let home = home(&config);
+    let server = home.start().await;
     let base = format!("http://{}", server.proxy);
     let direct = upstream.url();
     let (calls, direct) = tokio::join!(
@@ -500,8 +521,7 @@ async fn the_sdks_report_through_the_proxy_what_they_report_without_it() {
     }
 
     // One call was tried a second time, and one a third.
-    let rows = server.rows(calls.len() + 3).await;
-    assert_eq!(rows.len(), calls.len() + 3);
+    let rows = rows_of(&home, &server, calls.len() + 3).await;
     let of_feature = by_feature(&rows);
     assert_eq!(of_feature.len(), calls.len());
     for call in calls.keys() {
@@ -512,8 +532,8 @@ async fn the_sdks_report_through_the_proxy_what_they_report_without_it() {
             check_row(call, row, expected);
         }
     }
-    assert_counters_agree(&server.metrics().await, &rows, &["feature"]);
-    finish(server, &rows).await;
+    assert_counters_agree(&server.scrape().await.0, &rows, &["feature"]);
+    finish(&home, server, &rows).await;
 }
 
 /// Holds a row to the `expect.json` of the fixture that answered.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use serde_json::Value;
 use taffrail::caller::{Caller, Instance};
 use taffrail::clock;
 use taffrail::fault::Outcome;
@@ -41,21 +42,25 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// A home whose `openai` is at that address. Listeners are on free ports.
+    /// A home whose `openai` is at that address.
     pub(crate) fn new(openai: SocketAddr) -> Home {
+        Home::with(&format!(
+            "[providers.openai]\nupstream = \"http://{openai}\"\n"
+        ))
+    }
+
+    /// A home with these tables beside those of ports and data. Listeners are on free ports.
+    pub(crate) fn with(tables: &str) -> Home {
         let dir = tempfile::tempdir().unwrap();
-        let config = format!(
-            "[proxy]\n\
-             listen = \"127.0.0.1:0\"\n\
-             [admin]\n\
-             listen = \"127.0.0.1:0\"\n\
-             [journal]\n\
-             dir = \"journal\"\n\
-             [store]\n\
-             url = \"sqlite://data/taffrail.db\"\n\
-             [providers.openai]\n\
-             upstream = \"http://{openai}\"\n"
-        );
+        let own = "[proxy]\n\
+                   listen = \"127.0.0.1:0\"\n\
+                   [admin]\n\
+                   listen = \"127.0.0.1:0\"\n\
+                   [journal]\n\
+                   dir = \"journal\"\n\
+                   [store]\n\
+                   url = \"sqlite://data/taffrail.db\"\n";
+        let config = own.to_owned() + tables;
         std::fs::write(dir.path().join("taffrail.toml"), config).unwrap();
         Home {
             dir,
@@ -144,7 +149,7 @@ impl Home {
         let written = log.clone();
         let reader = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+                let event: Value = serde_json::from_str(&line).unwrap_or_default();
                 let address = |key: &str| event[key].as_str().and_then(|text| text.parse().ok());
                 if event["message"] == "serving" {
                     serving.send_replace(address("proxy").zip(address("admin")));
@@ -199,10 +204,39 @@ impl Home {
         rows
     }
 
+    /// Every row as `taffrail logs` prints it, newest first.
+    pub(crate) async fn logs(&self) -> Vec<Value> {
+        let ran = self.run(&["logs", "--all", "--format", "json"]).await;
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        let lines = ran.stdout.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// Every file, with its bytes.
+    pub(crate) fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut files = Vec::new();
+        read_files(self.path(), &mut files);
+        files
+    }
+
     fn store_config(&self) -> store::Config {
         store::Config {
             url: format!("sqlite://{}", self.database().display()),
             ..store::Config::default()
+        }
+    }
+}
+
+fn read_files(folder: &Path, into: &mut Vec<(PathBuf, Vec<u8>)>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_files(&path, into);
+        } else {
+            let bytes = std::fs::read(&path).unwrap();
+            into.push((path, bytes));
         }
     }
 }
@@ -314,16 +348,32 @@ impl Server {
 
     /// Waits until the journal holds no record and every completed one is accounted for.
     pub(crate) async fn quiet(&self) -> Scrape {
+        self.once("it is at rest", |scrape| {
+            scrape.sum("taffrail_journal_pending_records", &[]) == 0
+                && scrape.sum("taffrail_requests_in_flight", &[]) == 0
+                && scrape.law_holds()
+        })
+        .await
+    }
+
+    /// Waits until that many records are stored.
+    pub(crate) async fn stored(&self, count: usize) -> Scrape {
+        let count = u64::try_from(count).unwrap();
+        self.once(&format!("{count} records are stored"), |scrape| {
+            scrape.stage("stored") >= count
+        })
+        .await
+    }
+
+    /// Scrapes again and again until it holds.
+    async fn once(&self, what: &str, holds: impl Fn(&Scrape) -> bool) -> Scrape {
         let deadline = clock::instant() + PATIENCE;
         loop {
             let scrape = self.scrape().await;
-            let is_quiet = scrape.sum("taffrail_journal_pending_records", &[]) == 0
-                && scrape.sum("taffrail_requests_in_flight", &[]) == 0
-                && scrape.law_holds();
-            if is_quiet {
+            if holds(&scrape) {
                 return scrape;
             }
-            assert!(clock::instant() < deadline, "no rest: {}", scrape.0);
+            assert!(clock::instant() < deadline, "never: {what}: {}", scrape.0);
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }

@@ -9,7 +9,6 @@ pub(crate) mod fault;
 pub(crate) mod http;
 pub(crate) mod postgres;
 pub(crate) mod providers;
-pub(crate) mod server;
 pub(crate) mod sidecar;
 pub(crate) mod trace;
 pub(crate) mod upstream;
