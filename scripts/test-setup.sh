@@ -8,11 +8,12 @@ missing=()
 need() { # command, package
     command -v "$1" >/dev/null 2>&1 || missing+=("$2")
 }
-# Debian keeps the server's programs off PATH.
-if ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
-    missing+=(postgresql)
-fi
-need pgbouncer pgbouncer
+# Debian keeps a server's programs off PATH, and those in sbin off everybody's but root's.
+has_initdb() {
+    command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1
+}
+has_initdb || missing+=(postgresql)
+[ -x /usr/sbin/pgbouncer ] || need pgbouncer pgbouncer
 need setpriv util-linux
 need promtool prometheus
 need prometheus prometheus
@@ -24,15 +25,18 @@ python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing+=(python3-venv)
 
 if [ "${#missing[@]}" -gt 0 ]; then
     packages=$(printf '%s\n' "${missing[@]}" | sort -u | tr '\n' ' ')
-    apt="apt-get"
+    sudo=""
     if [ "$(id -u)" -ne 0 ]; then
-        apt="sudo apt-get"
+        sudo="sudo"
     fi
+    apt="$sudo apt-get"
     echo "installing what the tests need: $packages"
-    # The package would start a server of its own; the tests start theirs.
-    if [ "$(id -u)" -eq 0 ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
-        mkdir -p /etc/postgresql-common
-        echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+    # The package would start a server of its own; the tests start theirs. Its configuration comes
+    # with another package: a file that is there before would be asked about.
+    if ! has_initdb && $apt update -qq &&
+        $apt install -y -qq --no-install-recommends postgresql-common; then
+        echo "create_main_cluster = false" |
+            $sudo tee -a /etc/postgresql-common/createcluster.conf >/dev/null || true
     fi
     # shellcheck disable=SC2086
     if ! { $apt update -qq && $apt install -y -qq --no-install-recommends $packages; }; then

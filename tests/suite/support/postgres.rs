@@ -10,6 +10,7 @@ use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -35,8 +36,8 @@ const GUARD: &str = r#"
     dir=$1 default=$2; shift 2
     "$@" </dev/null >>"$dir/log" 2>&1 &
     read -r signal
-    kill -s "${signal:-$default}" $!; wait $!
-    [ -n "$signal" ] || rm -rf "$dir"
+    kill -s "${signal:-$default}" $!; wait $! 2>/dev/null
+    [ -n "$signal" ] || rm -rf "$dir" 2>/dev/null
 "#;
 
 /// Runs its arguments with a tmpfs at `$1`, which is gone with them; `$2` are its options.
@@ -57,17 +58,32 @@ impl Version {
     fn bin(self) -> Option<PathBuf> {
         let found = match self {
             Version::Default => on_path("initdb").or_else(newest_of_debian),
-            Version::V18 => Some(PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/target/postgres-18/bin"
-            ))),
+            Version::V18 => NEWEST.clone(),
         };
-        // Not where the user that Postgres runs as cannot reach it, either.
         found
             .filter(|bin| runs(owned(bin.join("initdb")).arg("--version")))
             .or_else(|| skip(&format!("Postgres ({self:?})")))
     }
 }
+
+/// Version 18, where the user that Postgres runs as can reach it: a checkout may lie in a folder of
+/// root's alone, and then a copy beside the other temporary files is what runs.
+static NEWEST: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/postgres-18");
+    let initdb = |folder: &Path| runs(owned(folder.join("bin/initdb")).arg("--version"));
+    if initdb(&folder) || !folder.join("bin/initdb").exists() {
+        return Some(folder.join("bin"));
+    }
+    let copy = std::env::temp_dir().join("taffrail-postgres-18");
+    if !initdb(&copy) {
+        let mut copying = Command::new("cp");
+        copying.arg("-rT").arg(&folder).arg(&copy);
+        assert!(runs(&mut copying), "cannot copy {}", folder.display());
+        let mut opening = Command::new("chmod");
+        assert!(runs(opening.args(["-R", "go+rX"]).arg(&copy)));
+    }
+    Some(copy.join("bin"))
+});
 
 fn skip<T>(missing: &str) -> Option<T> {
     let problem = format!("no {missing}: run scripts/test-setup.sh");
