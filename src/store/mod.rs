@@ -279,6 +279,19 @@ fn is_postgres(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
+/// What the caller does about an error that the driver made and no database.
+fn classify_driver(error: sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::ColumnIndexOutOfBounds { .. }
+        | sqlx::Error::ColumnNotFound(_)
+        | sqlx::Error::TypeNotFound { .. } => StoreError::Unusable(error.to_string()),
+        sqlx::Error::Encode(_) => StoreError::Rejected(error.to_string()),
+        _ => StoreError::Unavailable(error),
+    }
+}
+
 fn newer_schema() -> StoreError {
     StoreError::Unusable(
         "the schema is of a newer version of taffrail; use that version or a newer one".to_owned(),

@@ -369,13 +369,7 @@ fn classify(error: sqlx::Error) -> StoreError {
             Some(ERROR | CORRUPT | SCHEMA | NOTADB) => StoreError::Unusable(database.to_string()),
             _ => StoreError::Unavailable(error),
         },
-        sqlx::Error::Decode(_)
-        | sqlx::Error::ColumnDecode { .. }
-        | sqlx::Error::ColumnIndexOutOfBounds { .. }
-        | sqlx::Error::ColumnNotFound(_)
-        | sqlx::Error::TypeNotFound { .. } => StoreError::Unusable(error.to_string()),
-        sqlx::Error::Encode(_) => StoreError::Rejected(error.to_string()),
-        _ => StoreError::Unavailable(error),
+        _ => super::classify_driver(error),
     }
 }
 
