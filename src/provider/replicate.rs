@@ -135,7 +135,8 @@ impl Provider for Replicate {
     }
 
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter> {
-        if head.status.as_u16() < 400 && says_events(head.headers.get(CONTENT_TYPE)) {
+        let is_stream = call.operation == Operation::Control && call.job.is_none();
+        if is_stream && head.status.as_u16() < 400 && says_events(head.headers.get(CONTENT_TYPE)) {
             Box::new(StreamMeter::new())
         } else {
             Box::new(DocumentMeter::new(call, head))
@@ -338,7 +339,8 @@ struct DocumentMeter {
     picker: Option<Picker<'static>>,
     document: Document,
     http_status: u16,
-    is_submit: bool,
+    /// Whether an answer that tells of no job lacks something.
+    is_job_due: bool,
     /// Whether the caller would ask again in this way, had the job told less than all.
     is_poll: bool,
     /// What a job that fails has done.
@@ -351,12 +353,13 @@ impl DocumentMeter {
     fn new(call: &Call, head: ResponseHead<'_>) -> DocumentMeter {
         let http_status = head.status.as_u16();
         let is_read = call.job.is_some() || http_status >= 400;
+        let is_answered = (200..300).contains(&http_status) && http_status != 202;
         let is_deployment = call.route.starts_with("/v1/deployments/");
         DocumentMeter {
             picker: is_read.then(|| Picker::new(&DOCUMENT)),
             document: Document::default(),
             http_status,
-            is_submit: call.job == Some(JobCall::Submit),
+            is_job_due: is_answered && !call.operation.is_control(),
             is_poll: call.route.ends_with("/{id}"),
             failed: if call.route.contains("/trainings") {
                 "training_failed"
@@ -392,7 +395,7 @@ impl Meter for DocumentMeter {
             Some(_) if self.http_status >= 400 => self.problem(end),
             Some(Status::Complete) => self.job(),
             Some(status) => self.fragment(status, end),
-            None => plain(self.http_status, end),
+            None => self.nothing(end),
         }
     }
 }
@@ -410,17 +413,25 @@ impl DocumentMeter {
         with_error(plain(self.http_status, end), error)
     }
 
+    /// An answer that tells of no job.
+    fn nothing(&self, end: End) -> Report {
+        let mut report = plain(self.http_status, end);
+        if end == End::Complete && self.is_job_due {
+            report.fidelity = Fidelity::Silent;
+        }
+        report
+    }
+
     /// A document that is not whole, or no JSON. Members may be missing, so nothing of the job
     /// but its id is believed.
     fn fragment(self, status: Status, end: End) -> Report {
-        let mut report = plain(self.http_status, end);
+        let mut report = self.nothing(end);
         if end == End::Complete {
-            report.fidelity = match status {
-                Status::TooDeep => Fidelity::Oversize,
-                Status::Partial | Status::Malformed => Fidelity::Malformed,
-                Status::Empty | Status::Complete if self.is_submit => Fidelity::Silent,
-                Status::Empty | Status::Complete => Fidelity::Complete,
-            };
+            match status {
+                Status::TooDeep => report.fidelity = Fidelity::Oversize,
+                Status::Partial | Status::Malformed => report.fidelity = Fidelity::Malformed,
+                Status::Empty | Status::Complete => {}
+            }
         }
         report.model_served = self.document.model;
         report.job = self.document.id.map(|id| JobView {
@@ -433,7 +444,7 @@ impl DocumentMeter {
     }
 
     fn job(self) -> Report {
-        let mut report = plain(self.http_status, End::Complete);
+        let mut report = self.nothing(End::Complete);
         let standing = self.document.standing();
         let Document {
             id,
@@ -449,12 +460,7 @@ impl DocumentMeter {
             ..
         } = self.document;
         report.model_served = model;
-        let Some(id) = id else {
-            if self.is_submit {
-                report.fidelity = Fidelity::Silent;
-            }
-            return report;
-        };
+        let Some(id) = id else { return report };
 
         let stated = metrics.as_deref().map(Metrics::of).unwrap_or_default();
         // What never ran consumed nothing, and states nothing.
@@ -677,6 +683,7 @@ struct StreamMeter {
 struct Events {
     picker: Picker<'static>,
     kind: Event,
+    has_begun: bool,
     is_token_seen: bool,
     failure: Option<String>,
     has_failed: bool,
@@ -712,6 +719,7 @@ impl StreamMeter {
             events: Events {
                 picker: Picker::new(&EVENT),
                 kind: Event::Other,
+                has_begun: false,
                 is_token_seen: false,
                 failure: None,
                 has_failed: false,
@@ -739,6 +747,7 @@ impl Events {
                 Event::Other => {}
             },
             Piece::End => {
+                self.has_begun = true;
                 let is_whole = self.picker.end(&mut |_, _| {}) == Status::Complete;
                 self.picker.reset();
                 match std::mem::replace(&mut self.kind, Event::Other) {
@@ -790,8 +799,8 @@ impl Meter for StreamMeter {
         let has_failed = events.has_failed || events.reason.as_deref() == Some("error");
         let end = match end {
             _ if events.is_done || has_failed => End::Complete,
-            // It must end with `done`.
-            End::Complete => End::Truncated,
+            // What begins must end with `done`.
+            End::Complete if events.has_begun => End::Truncated,
             end => end,
         };
         let mut report = plain(200, end);
@@ -802,5 +811,121 @@ impl Meter for StreamMeter {
         }
         report.finish_reason = events.reason;
         report
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, StatusCode};
+
+    use super::*;
+
+    fn call(path: &str) -> Call {
+        let headers = HeaderMap::new();
+        Replicate.recognise(RequestHead {
+            method: &Method::GET,
+            path,
+            query: None,
+            headers: &headers,
+        })
+    }
+
+    fn meter(call: &Call) -> Box<dyn Meter> {
+        let headers = HeaderMap::new();
+        let head = ResponseHead {
+            status: StatusCode::OK,
+            headers: &headers,
+        };
+        Replicate.meter(call, head)
+    }
+
+    fn report(body: &str) -> Report {
+        let mut meter = meter(&call("/v1/predictions/p1"));
+        meter.push(body.as_bytes());
+        meter.finish(End::Complete, &RequestFacts::default())
+    }
+
+    #[test]
+    fn an_image_in_the_answer_hides_nothing_behind_it() {
+        let mut meter = meter(&call("/v1/predictions/p1"));
+        meter.push(br#"{"id":"p1","input":{"metrics":{"predict_time":9}},"output":["data:image/png;base64,"#);
+        let chunk = [b'A'; 64 * 1024];
+        for _ in 0..128 {
+            meter.push(&chunk);
+        }
+        meter.push(br#""],"status":"succeeded","metrics":{"predict_time":0.5,"image_count":1}}"#);
+        let report = meter.finish(End::Complete, &RequestFacts::default());
+        let usage = Usage::new()
+            .with(Unit::Image, 1)
+            .with(Unit::ComputeSecond, Decimal::new(5, 1));
+        assert_eq!(report.parts, [Part { model: None, usage }]);
+        assert_eq!(report.fidelity, Fidelity::Complete);
+        assert_eq!(report.job.unwrap().stage, JobStage::Settled);
+    }
+
+    #[test]
+    fn a_version_names_a_model_or_none() {
+        for (version, model) in [
+            (
+                "meta/meta-llama-3-8b-instruct",
+                Some("meta/meta-llama-3-8b-instruct"),
+            ),
+            (
+                "replicate/hello-world:5c7d5dc6",
+                Some("replicate/hello-world"),
+            ),
+            ("5c7d5dc6dd8bf75c1acaa8565735e798", None),
+            (":a/b", None),
+            ("", None),
+        ] {
+            assert_eq!(model_of(version).as_deref(), model, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_code_is_found_in_the_text_of_an_error() {
+        for (message, code) in [
+            ("flagged as sensitive (E005)", Some("E005")),
+            ("E6716: Timeout starting prediction", Some("E6716")),
+            (
+                "Director: unexpected error handling prediction (E9243)",
+                Some("E9243"),
+            ),
+            ("E12 E12345 HE005 E00x", None),
+            ("", None),
+        ] {
+            assert_eq!(code_of(message), code, "{message}");
+        }
+    }
+
+    #[test]
+    fn times_that_run_backwards_are_unknown() {
+        let body = r#"{"id":"p1","status":"succeeded","created_at":"2026-01-01T00:00:05Z",
+            "started_at":"2026-01-01T00:00:03Z","completed_at":"2026-01-01T00:00:01+00:00"}"#;
+        let job = report(body).job.unwrap();
+        assert_eq!((job.queue, job.run), (None, None));
+        let job = report(r#"{"id":"p1","started_at":"soon","metrics":{"predict_time":1e30}}"#).job;
+        assert_eq!(job.unwrap().run, None);
+    }
+
+    #[test]
+    fn a_deployment_is_priced_under_its_own_name() {
+        let priced_as = |body: &str| report(body).parts.remove(0).model;
+        let of = |deployment: &str| {
+            format!(
+                r#"{{"id":"p1","status":"succeeded","model":"a/b","deployment":{deployment},"metrics":{{"predict_time":1}}}}"#
+            )
+        };
+        assert_eq!(priced_as(&of("null")), None);
+        assert_eq!(priced_as(&of(r#""acme/app""#)).as_deref(), Some("acme/app"));
+        assert_eq!(priced_as(&of(r#""app""#)).as_deref(), Some("app"));
+    }
+
+    #[test]
+    fn an_id_beyond_its_limit_is_no_job() {
+        for (bytes, is_known) in [(NAME_BYTES_MAX - 2, true), (NAME_BYTES_MAX - 1, false)] {
+            let body = format!(r#"{{"id":"{}","status":"starting"}}"#, "p".repeat(bytes));
+            assert_eq!(report(&body).job.is_some(), is_known, "{bytes}");
+        }
     }
 }
