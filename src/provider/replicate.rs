@@ -433,7 +433,8 @@ impl DocumentMeter {
                 Status::Empty | Status::Complete => {}
             }
         }
-        report.model_served = self.document.model;
+        let model = self.document.model;
+        report.model_served = model.filter(|model| !model.starts_with(INTERNAL));
         report.job = self.document.id.map(|id| JobView {
             id,
             stage: JobStage::Open,
@@ -459,7 +460,7 @@ impl DocumentMeter {
             is_oversize,
             ..
         } = self.document;
-        report.model_served = model;
+        report.model_served = model.filter(|model| !model.starts_with(INTERNAL));
         let Some(id) = id else { return report };
 
         let stated = metrics.as_deref().map(Metrics::of).unwrap_or_default();
@@ -519,6 +520,10 @@ impl DocumentMeter {
         report
     }
 }
+
+/// The owner of what stands behind an official model at times. It has neither a name that anyone
+/// asked for nor a price; the model that was asked for has both.
+const INTERNAL: &str = "replicate-internal/";
 
 /// A metric and the unit that it counts in. Of several for one unit the first holds: what
 /// Replicate bills by comes before what a model measured of itself.
