@@ -480,7 +480,7 @@ impl DocumentMeter {
             Fidelity::Malformed
         } else if stated.is_negative {
             Fidelity::Inconsistent
-        } else if is_told || !has_run || stage != JobStage::Settled {
+        } else if is_told || !has_run || standing == Standing::Open {
             Fidelity::Complete
         } else {
             Fidelity::Silent
