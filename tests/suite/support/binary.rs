@@ -33,6 +33,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a test looks again whether something has happened.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Whether the long forms of the reliability tests run: under `TAFFRAIL_TORTURE=1`.
+pub(crate) fn is_long() -> bool {
+    std::env::var_os("TAFFRAIL_TORTURE").is_some_and(|value| value != "0")
+}
+
 /// A directory with a configuration, a journal and a store.
 pub(crate) struct Home {
     dir: TempDir,
@@ -222,8 +227,10 @@ impl Home {
     }
 
     fn store_config(&self) -> store::Config {
+        let own = || format!("sqlite://{}", self.database().display());
+        let set = self.env.get("TAFFRAIL_STORE__URL").cloned();
         store::Config {
-            url: format!("sqlite://{}", self.database().display()),
+            url: set.unwrap_or_else(own),
             ..store::Config::default()
         }
     }

@@ -7,6 +7,8 @@ pub(crate) mod bulk;
 pub(crate) mod chat;
 pub(crate) mod fault;
 pub(crate) mod http;
+pub(crate) mod load;
+pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod providers;
 pub(crate) mod sidecar;
