@@ -159,11 +159,6 @@ impl Driving {
         truth.next
     }
 
-    /// How many requests were sent so far.
-    pub(crate) fn sent(&self) -> u64 {
-        self.driver.truth.lock().unwrap().next
-    }
-
     /// How long requests took since this was asked last.
     pub(crate) fn latency(&self) -> Latency {
         let mut latencies = std::mem::take(&mut self.driver.truth.lock().unwrap().latencies);
