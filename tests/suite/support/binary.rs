@@ -175,18 +175,31 @@ impl Home {
 
     /// Fills the journal as a process does that serves requests 0 to `count`; returns its bytes.
     pub(crate) fn fill_journal(&self, count: u64, segment_bytes: ByteSize) -> u64 {
-        let config = journal::Config {
-            dir: self.journal(),
-            segment_bytes,
-            ..journal::Config::default()
-        };
-        let (journal, _) = Journal::open(&config, Arc::new(LocalDisk), Arc::new(|_| {})).unwrap();
+        let journal = self.open_journal(segment_bytes);
         for number in 0..count {
             let (intent, record) = finished(number);
             journal.intent(&intent).unwrap();
             journal.record(&record).unwrap();
         }
         journal.stats().disk_bytes
+    }
+
+    /// Puts records into the journal, as a process leaves them that did not reach its store.
+    pub(crate) fn leave_in_journal(&self, records: &[UsageRecord]) {
+        let journal = self.open_journal(ByteSize::mib(8));
+        for record in records {
+            journal.record(record).unwrap();
+        }
+    }
+
+    fn open_journal(&self, segment_bytes: ByteSize) -> Journal {
+        let config = journal::Config {
+            dir: self.journal(),
+            segment_bytes,
+            ..journal::Config::default()
+        };
+        let disk = Arc::new(LocalDisk);
+        Journal::open(&config, disk, Arc::new(|_| {})).unwrap().0
     }
 
     /// The store's rows, all of them, newest first.
