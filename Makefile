@@ -1,6 +1,6 @@
 # The few verbs of this repository; CI calls the same ones.
 
-.PHONY: demo test check golden torture help
+.PHONY: demo test check golden torture bench help
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -25,3 +25,7 @@ torture: ## The long forms of the reliability tests, on a release build, one aft
 	scripts/test-setup.sh
 	TAFFRAIL_TORTURE=1 cargo test --locked --release --test suite -- --nocapture --test-threads=1 \
 		torture:: limits:: outages:: poison::
+
+bench: ## What metering and the Postgres store cost, measured on a release build.
+	scripts/test-setup.sh
+	cargo bench --locked
