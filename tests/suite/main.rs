@@ -32,6 +32,7 @@ mod providers;
 mod relay;
 mod report;
 mod rewrite;
+mod schedule;
 mod sdk;
 mod server;
 mod store;
