@@ -16,6 +16,8 @@ use crate::admin;
 use crate::caller::Instance;
 use crate::clock;
 use crate::config::{Config, Role};
+use crate::exporter::housekeeping::keep_house;
+use crate::exporter::schedule::{Schedule, Task};
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
@@ -32,6 +34,7 @@ const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
 /// A running server.
 pub struct App {
     traffic: Option<Traffic>,
+    schedule: Option<Schedule>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
     store: Store,
@@ -80,6 +83,10 @@ impl App {
                 config, listener, routes, prices, &metrics, &store,
             )?),
         };
+        let schedule = match config.role {
+            Role::All | Role::Exporter => Some(Schedule::start(tasks(config, &store), &metrics)?),
+            Role::Sidecar => None,
+        };
         let ready = Arc::new(AtomicBool::new(true));
         let serving_admin = CancellationToken::new();
         let state = admin::State {
@@ -95,6 +102,7 @@ impl App {
         let admin = tokio::spawn(admin::serve(listener, state, serving_admin.clone()));
         Ok(App {
             traffic,
+            schedule,
             admin_address,
             ready,
             store,
@@ -124,7 +132,7 @@ impl App {
         &self.store
     }
 
-    /// Stops in the order that loses nothing: traffic finishes, the journal is made durable, the
+    /// Stops in the order that loses nothing: periodic work ends at once, traffic finishes, the journal is made durable, the
     /// drain ships the rest. `hurry` cuts the waiting short: for traffic, and then for the store;
     /// what that does not take waits in the journal.
     ///
@@ -144,9 +152,15 @@ impl App {
     }
 
     async fn wind_down(self, hurried: &CancellationToken) -> anyhow::Result<()> {
+        if let Some(schedule) = self.schedule {
+            schedule.stop().await;
+        }
         let stopped = match self.traffic {
             Some(traffic) => traffic.stop(&self.store, hurried, &self.ready).await,
-            None => Ok(()),
+            None => {
+                self.store.close().await;
+                Ok(())
+            }
         };
         self.serving_admin.cancel();
         self.admin.await?;
@@ -247,6 +261,20 @@ impl Traffic {
         }
         synced.context("the journal is not durable")
     }
+}
+
+/// What the exporter does by the clock.
+fn tasks(config: &Config, store: &Store) -> Vec<Task> {
+    let (store, retention) = (store.clone(), Arc::new(config.retention.clone()));
+    let housekeeping = Task {
+        name: "housekeeping",
+        cron: config.schedule.housekeeping.clone(),
+        run: Box::new(move || {
+            let (store, retention) = (store.clone(), retention.clone());
+            Box::pin(async move { Ok(keep_house(&store, &retention).await?) })
+        }),
+    };
+    vec![housekeeping]
 }
 
 fn bind(address: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener> {

@@ -5,4 +5,5 @@
 //! configuration; how a run ended is a metric and a line in the log, never an error of somebody
 //! else. Nothing here may hold up the drain.
 
+pub mod housekeeping;
 pub mod schedule;

@@ -19,6 +19,7 @@ mod demo;
 mod drain;
 mod exposition;
 mod golden;
+mod housekeeping;
 mod journal;
 mod layering;
 mod limits;
