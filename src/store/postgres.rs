@@ -23,6 +23,7 @@ use sqlx::{
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
+use crate::fault::Outcome;
 use crate::record::UsageRecord;
 
 use super::query::{Dimension, LogQuery, Source, Totals, UsageQuery, UsageRow, sources};
@@ -695,6 +696,10 @@ fn logs_query(query: &LogQuery) -> QueryBuilder<Db> {
     }
     if let Some(outcome) = query.outcome {
         select.push(" and outcome = ").push_bind(outcome.as_str());
+        if outcome != Outcome::Ok {
+            // The index of outcomes holds these alone.
+            select.push(" and outcome <> 'ok'");
+        }
     }
     select.push(" order by api_usage_logs.started_at desc, api_usage_logs.id desc limit ");
     select.push_bind(i64::from(query.limit));

@@ -5,6 +5,7 @@ pub(crate) mod binary;
 pub(crate) mod books;
 pub(crate) mod bulk;
 pub(crate) mod chat;
+pub(crate) mod eventually;
 pub(crate) mod fault;
 pub(crate) mod http;
 pub(crate) mod postgres;

@@ -21,7 +21,7 @@ use sqlx::{ValueRef as _, raw_sql};
 use taffrail::clock;
 use tokio::sync::OnceCell;
 
-use super::binary::eventually;
+use super::eventually::eventually;
 
 /// The superuser of every cluster.
 const USER: &str = "postgres";
