@@ -132,9 +132,9 @@ impl App {
         &self.store
     }
 
-    /// Stops in the order that loses nothing: periodic work ends at once, traffic finishes, the journal is made durable, the
-    /// drain ships the rest. `hurry` cuts the waiting short: for traffic, and then for the store;
-    /// what that does not take waits in the journal.
+    /// Stops in the order that loses nothing: periodic work ends at once, traffic finishes, the
+    /// journal is made durable, the drain ships the rest. `hurry` cuts the waiting short: for
+    /// traffic, and then for the store; what that does not take waits in the journal.
     ///
     /// # Errors
     /// When the journal cannot be made durable.

@@ -59,7 +59,8 @@ pub struct Config {
     pub providers: Providers,
     /// Accounts whose balances are read.
     pub accounts: Vec<Account>,
-    /// When periodic work runs.
+    /// When periodic work runs. Where an expression names days of the month and days of the week,
+    /// a day must be both.
     pub schedule: schedule::Config,
     /// Asynchronous jobs: predictions, queued images, videos, background responses.
     pub jobs: Jobs,

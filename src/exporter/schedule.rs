@@ -30,7 +30,8 @@ const JITTER_MAX: Duration = Duration::from_secs(5);
 /// The run at the start begins within this time.
 const START_JITTER_MAX: Duration = Duration::from_secs(1);
 
-/// When periodic work runs.
+/// When periodic work runs. Where an expression names days of the month and days of the week, a day
+/// must be both.
 #[derive(
     Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
 )]
@@ -173,9 +174,9 @@ impl Runner {
             return;
         };
         // A task of its own, so that a panic in it is an error like any other.
-        let stopping = self.stopping.clone();
-        let run = tokio::spawn(stopping.run_until_cancelled_owned((self.task.run)()));
-        match run.await {
+        let (runner, stopping) = (self.clone(), self.stopping.clone());
+        let run = async move { (runner.task.run)().await };
+        match tokio::spawn(stopping.run_until_cancelled_owned(run)).await {
             Ok(Some(Ok(()))) => self.ended(RunResult::Ok),
             Ok(Some(Err(error))) => {
                 let error = chain(&*error);
