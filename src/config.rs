@@ -18,14 +18,13 @@ mod validate;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::exporter::housekeeping::Retention;
 use crate::exporter::schedule;
-use crate::proxy::{self, AttributionConfig, MeterConfig, Providers};
+use crate::proxy::{self, AttributionConfig, MeterConfig, Providers, jobs};
 use crate::{admin, journal, metrics, store, telemetry};
 
 pub use load::{
@@ -63,7 +62,7 @@ pub struct Config {
     /// a day must be both.
     pub schedule: schedule::Config,
     /// Asynchronous jobs: predictions, queued images, videos, background responses.
-    pub jobs: Jobs,
+    pub jobs: jobs::Config,
     /// How long rows are kept.
     pub retention: Retention,
     /// Prices beyond the embedded catalogue.
@@ -84,7 +83,6 @@ impl Config {
             ("accounts", !self.accounts.is_empty()),
             ("schedule.balances", schedule.balances != default.balances),
             ("schedule.prices", schedule.prices != default.prices),
-            ("jobs", self.jobs != Jobs::default()),
         ]
         .into_iter()
         .filter_map(|(key, is_set)| is_set.then_some(key))
@@ -121,34 +119,6 @@ pub struct Account {
     pub api_key: Option<Secret>,
     /// A file that holds the key.
     pub api_key_file: Option<PathBuf>,
-}
-
-/// Asynchronous jobs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Jobs {
-    /// How long a job may go without anyone asking for its end before Taffrail asks itself.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub followup_after: Duration,
-    /// How long the half of a job that one process saw waits for the half of another.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub join_grace: Duration,
-    /// The age at which a job whose end was never seen is recorded as `unresolved`.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub deadline: Duration,
-}
-
-impl Default for Jobs {
-    fn default() -> Self {
-        Self {
-            followup_after: Duration::from_mins(10),
-            join_grace: Duration::from_hours(1),
-            deadline: Duration::from_hours(24),
-        }
-    }
 }
 
 /// Prices beyond the embedded catalogue.

@@ -233,7 +233,6 @@ fn keys_that_nothing_acts_on_yet_are_known() {
             "accounts",
             "schedule.balances",
             "schedule.prices",
-            "jobs",
         ]
     );
     let billing = load_fixture("good-environment").unwrap().config;
