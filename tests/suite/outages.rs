@@ -23,7 +23,7 @@ use crate::support::memory::Memory;
 use crate::support::postgres::{Cluster, Database, PgBouncer, Setup, Version};
 
 /// How many groups have sums that differ from the sums of the rows.
-const DIFFERENCES: &str = "
+pub(crate) const DIFFERENCES: &str = "
     select count(*)
     from (
         select granularity, model, attribution, sum(requests) as requests, sum(cost_usd) as cost,

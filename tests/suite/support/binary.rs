@@ -153,7 +153,8 @@ impl Home {
                 let event: Value = serde_json::from_str(&line).unwrap_or_default();
                 let address = |key: &str| event[key].as_str().and_then(|text| text.parse().ok());
                 if event["message"] == "serving" {
-                    serving.send_replace(address("proxy").zip(address("admin")));
+                    let admin = address("admin");
+                    serving.send_replace(address("proxy").or(admin).zip(admin));
                 }
                 let mut log = written.lock().unwrap();
                 log.push_str(&line);
@@ -331,6 +332,7 @@ impl Process {
 /// A server that is ready.
 pub(crate) struct Server {
     pub(crate) process: Process,
+    /// The admin listener's where there is no proxy.
     pub(crate) proxy: SocketAddr,
     pub(crate) admin: SocketAddr,
     /// From its start to its first answer on `/-/ready`.
@@ -382,7 +384,7 @@ impl Server {
     }
 
     /// Scrapes again and again until it holds.
-    async fn once(&self, what: &str, holds: impl Fn(&Scrape) -> bool) -> Scrape {
+    pub(crate) async fn once(&self, what: &str, holds: impl Fn(&Scrape) -> bool) -> Scrape {
         let deadline = clock::instant() + PATIENCE;
         loop {
             let scrape = self.scrape().await;
