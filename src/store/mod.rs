@@ -109,6 +109,9 @@ pub enum StoreError {
     /// Try again later: the store is busy, unreachable or out of space.
     #[error("the store is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// Try again later, with less: the store did not do it in the time that a call may take.
+    #[error("the store is too slow")]
+    TimedOut(#[source] sqlx::Error),
     /// Split the batch: it holds a record that the store cannot take.
     #[error("the store refuses the batch: {0}")]
     Rejected(String),
@@ -123,7 +126,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same call can succeed later without anyone's help.
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_))
+        matches!(self, StoreError::Unavailable(_) | StoreError::TimedOut(_))
     }
 }
 
@@ -142,7 +145,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Config`], [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Config`], [`StoreError::Unavailable`], [`StoreError::TimedOut`] or
+    /// [`StoreError::Unusable`].
     pub async fn open(config: &Config) -> Result<Store, StoreError> {
         if is_postgres(&config.url) {
             return Postgres::open(config).await.map(Store::Postgres);
@@ -198,9 +202,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`], [`StoreError::Rejected`] or [`StoreError::Unusable`]; nothing
-    /// has been applied then, unless a connection broke while it committed: applying the batch
-    /// again is right in any case.
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`], [`StoreError::Rejected`] or
+    /// [`StoreError::Unusable`]; nothing has been applied then, unless a connection broke while it
+    /// committed: applying the batch again is right in any case.
     pub async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
         match self {
             Store::Sqlite(store) => store.apply(records).await,
@@ -212,7 +216,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
     pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
         match self {
             Store::Sqlite(store) => store.usage(query).await,
@@ -225,7 +229,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::UnknownRow`] if `query.before` is not the id of a row,
-    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
     pub async fn logs(&self, query: &LogQuery) -> Result<Vec<LogRow>, StoreError> {
         match self {
             Store::Sqlite(store) => store.logs(query).await,
@@ -237,7 +241,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
     pub async fn attribution_labels(&self) -> Result<Vec<String>, StoreError> {
         match self {
             Store::Sqlite(store) => store.attribution_labels().await,
@@ -249,7 +253,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
     pub async fn ping(&self) -> Result<(), StoreError> {
         match self {
             Store::Sqlite(store) => store.ping().await,

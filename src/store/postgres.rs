@@ -134,9 +134,9 @@ impl Postgres {
     ) -> Result<T, StoreError> {
         let done = done.unwrap_or_else(|_| {
             let error = sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-            Err(StoreError::Unavailable(error))
+            Err(StoreError::TimedOut(error))
         });
-        if matches!(done, Err(StoreError::Unavailable(_))) {
+        if matches!(&done, Err(error) if error.is_retryable()) {
             drop(connection.detach());
         }
         done
@@ -420,6 +420,8 @@ fn classify(error: sqlx::Error) -> StoreError {
                 // not fit it, damage.
                 "28" | "3D" | "3F" | "42" => StoreError::Unusable(told),
                 _ if code == "XX001" || code == "XX002" => StoreError::Unusable(told),
+                // Cancelled, which is what the limit of a statement does.
+                _ if code == "57014" => StoreError::TimedOut(error),
                 // Rolled back, locked, read only, full, shutting down, or not known: it passes.
                 _ => StoreError::Unavailable(error),
             }
