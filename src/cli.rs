@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use chrono::NaiveDate;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -59,6 +60,8 @@ pub enum Command {
     Prices(Prices),
     /// Bring the store's schema up to date.
     Migrate(Migrate),
+    /// Make the sums of days anew from their rows.
+    Backfill(Backfill),
     /// Try out the configuration: ports, journal, store and upstreams.
     Check(Check),
     /// Show the effective configuration and where each value comes from.
@@ -113,7 +116,7 @@ pub struct Usage {
     #[arg(long, value_name = "WHEN", default_value = "24h")]
     pub since: Since,
     /// What to group by: provider, model, operation, outcome, day, hour, key, instance,
-    /// service_tier, and attribution labels.
+    /// namespace, service_tier, and attribution labels.
     #[arg(
         long,
         value_name = "NAMES",
@@ -203,6 +206,26 @@ Examples:
   TAFFRAIL_STORE__URL=sqlite:///var/lib/taffrail/taffrail.db taffrail migrate")]
 pub struct Migrate {}
 
+/// `taffrail backfill`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Sums are made with the rows and need no help; this is for rows that were changed or brought in by
+other means. Each day is made anew in one transaction, so that it may be run beside servers that
+write, interrupted and run again. Days whose rows are gone by retention are refused: their sums are
+all that is left of them. On Postgres, run it as the owner of the schema.
+
+Examples:
+  taffrail backfill --from 2026-11-01 --to 2026-12-01        November
+  taffrail backfill --from 2026-11-24                        from that day on, today included")]
+pub struct Backfill {
+    /// The first day, in UTC.
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    pub from: NaiveDate,
+    /// The day to stop before; tomorrow if not given.
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    pub to: Option<NaiveDate>,
+}
+
 /// `taffrail check`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(after_help = "\
@@ -262,6 +285,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, (clap
         };
         (error, code)
     })
+}
+
+fn day(text: &str) -> Result<NaiveDate, &'static str> {
+    text.parse()
+        .map_err(|_| "accepted is a day, as in 2026-11-24")
 }
 
 fn format_parser() -> impl clap::builder::TypedValueParser<Value = Format> {
@@ -345,6 +373,9 @@ mod tests {
             "usage --by provider,the-moon",
             "demo --seconds 0",
             "run --role both",
+            "backfill",
+            "backfill --from november",
+            "backfill --from 2026-02-30",
         ] {
             assert_eq!(exit_code(&format!("taffrail {bad}")), EXIT_USAGE, "{bad}");
         }

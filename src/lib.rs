@@ -33,6 +33,7 @@ pub mod proxy;
 
 // 8. The rim.
 pub mod admin;
+pub mod backfill;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -4,12 +4,13 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use chrono::Days;
 use taffrail::app::{self, App};
 use taffrail::cli::{self, Command, ConfigFormat};
 use taffrail::config::{self, Config, Loaded, Role, Sources};
 use taffrail::journal::DEAD_LETTER_FILE;
 use taffrail::store::Store;
-use taffrail::{check, clock, demo, report, telemetry};
+use taffrail::{backfill, check, clock, demo, report, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -81,6 +82,7 @@ async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
         Command::Logs(logs) => print_logs(&load(None)?.config, logs).await,
         Command::Prices(cli::Prices::List(list)) => print_prices(&load(None)?.config, &list),
         Command::Migrate(_) => migrate(&load(None)?.config).await,
+        Command::Backfill(days) => make_sums(&load(None)?.config, &days).await,
         Command::Check(_) => {
             let items = check::check(&load(None)?.config).await;
             for item in &items {
@@ -191,6 +193,29 @@ async fn migrate(config: &Config) -> anyhow::Result<u8> {
         )
     })?;
     writeln!(io::stdout(), "{store}: the schema is up to date")?;
+    Ok(cli::EXIT_OK)
+}
+
+async fn make_sums(config: &Config, days: &cli::Backfill) -> anyhow::Result<u8> {
+    let until = days.to.unwrap_or(clock::wall().date_naive() + Days::new(1));
+    if until <= days.from {
+        let from = days.from;
+        writeln!(
+            io::stderr(),
+            "taffrail: there is no day from {from} to before {until}; --to names the day after \
+             the last"
+        )?;
+        return Ok(cli::EXIT_USAGE);
+    }
+    let store = Store::open_existing(&config.store).await?;
+    let buckets = backfill::backfill(&store, days.from, until).await?;
+    store.close().await;
+    writeln!(
+        io::stdout(),
+        "{}: the sums from {} to before {until} are made anew, in {buckets} buckets",
+        store.description(),
+        days.from
+    )?;
     Ok(cli::EXIT_OK)
 }
 

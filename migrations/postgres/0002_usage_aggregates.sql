@@ -7,6 +7,7 @@
 create table taffrail.api_usage_aggregates (
     granularity            text        collate "C" not null check (granularity in ('hour', 'day')),
     bucket_start           timestamptz not null,
+    namespace              text        collate "C" not null,
     provider               text        collate "C" not null,
     model                  text        collate "C" not null,
     operation              text        collate "C" not null,
@@ -29,13 +30,14 @@ create table taffrail.api_usage_aggregates (
     input_image_tokens     numeric,
     output_image_tokens    numeric,
     units                  jsonb,
-    primary key (granularity, bucket_start, provider, model, operation, outcome_class, attribution, shard)
+    primary key (granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard)
 ) with (fillfactor = 70);
 
 comment on table taffrail.api_usage_aggregates is
-    'Sums of the rows of an hour or a day, by provider, model, operation, outcome class and attribution, spread over shards: sum over them, or read api_usage_buckets. A quantity is null where no row knew it.';
+    'Sums of the rows of an hour or a day, by namespace, provider, model, operation, outcome class and attribution, spread over shards: sum over them, or read api_usage_buckets. A quantity is null where no row knew it.';
 comment on column taffrail.api_usage_aggregates.granularity is 'hour or day.';
 comment on column taffrail.api_usage_aggregates.bucket_start is 'The start of the hour or day, in UTC.';
+comment on column taffrail.api_usage_aggregates.namespace is 'As in api_usage_logs, else the empty text.';
 comment on column taffrail.api_usage_aggregates.provider is 'As in api_usage_logs.';
 comment on column taffrail.api_usage_aggregates.model is 'The served model, else the requested one, else the empty text.';
 comment on column taffrail.api_usage_aggregates.operation is 'As in api_usage_logs.';
@@ -90,6 +92,7 @@ create view taffrail.api_usage_buckets with (security_invoker = true) as
 select
     granularity,
     bucket_start,
+    namespace,
     provider,
     model,
     operation,
@@ -112,5 +115,5 @@ select
     sum(output_image_tokens) as output_image_tokens,
     taffrail.sum_units(units) as units
 from taffrail.api_usage_aggregates
-group by granularity, bucket_start, provider, model, operation, outcome_class, attribution;
+group by granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution;
 comment on view taffrail.api_usage_buckets is 'api_usage_aggregates with its shards summed: one row per bucket.';

@@ -20,21 +20,21 @@ language sql security definer
 set search_path = pg_catalog, taffrail, pg_temp
 as $$
     insert into taffrail.api_usage_aggregates as sums (
-        granularity, bucket_start, provider, model, operation, outcome_class, attribution,
+        granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
         shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
         cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens,
         output_tokens, reasoning_tokens, input_audio_tokens, output_audio_tokens,
         input_image_tokens, output_image_tokens, units
     )
     select
-        granularity, bucket_start, provider, model, operation, outcome_class, attribution,
+        granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
         shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
         cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens,
         output_tokens, reasoning_tokens, input_audio_tokens, output_audio_tokens,
         input_image_tokens, output_image_tokens, units
     from unnest(buckets)
-    order by granularity, bucket_start, provider, model, operation, outcome_class, attribution, shard
-    on conflict (granularity, bucket_start, provider, model, operation, outcome_class, attribution, shard)
+    order by granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard
+    on conflict (granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard)
     do update set
         requests = sums.requests + excluded.requests,
         unpriced_requests = sums.unpriced_requests + excluded.unpriced_requests,
@@ -134,15 +134,16 @@ begin
         order by day, id
         on conflict (id, day) do nothing
         returning
-            started_at, instance, provider, operation, model_requested, model_served, outcome,
-            attribution, unpriced_reason, cost_usd, cost_upstream_usd,
+            started_at, instance, namespace, provider, operation, model_requested, model_served,
+            outcome, attribution, unpriced_reason, cost_usd, cost_upstream_usd,
             input_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens,
             cache_write_tokens, output_tokens, reasoning_tokens, input_audio_tokens,
             output_audio_tokens, input_image_tokens, output_image_tokens, units
     ),
     sums as (
         select
-            span.granularity, date_trunc(span.granularity, started_at, 'UTC'), provider,
+            span.granularity, date_trunc(span.granularity, started_at, 'UTC'),
+            coalesce(namespace, ''), provider,
             coalesce(model_served, model_requested, ''), operation,
             taffrail.outcome_class(outcome), attribution, mod(abs(hashtext(instance)::bigint), 16)::smallint,
             count(*), count(unpriced_reason),
@@ -153,7 +154,7 @@ begin
             taffrail.sum_units(units)
         from fresh
         cross join (values ('hour'), ('day')) as span (granularity)
-        group by 1, 2, 3, 4, 5, 6, 7, 8
+        group by 1, 2, 3, 4, 5, 6, 7, 8, 9
     )
     select
         (select count(*) from fresh),
@@ -193,14 +194,15 @@ begin
             and bucket_start >= wanted::timestamp at time zone 'UTC'
             and bucket_start < (wanted + 1)::timestamp at time zone 'UTC';
         insert into taffrail.api_usage_aggregates (
-            granularity, bucket_start, provider, model, operation, outcome_class, attribution,
+            granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
             shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
             cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens,
             cache_write_tokens, output_tokens, reasoning_tokens, input_audio_tokens,
             output_audio_tokens, input_image_tokens, output_image_tokens, units
         )
         select
-            span.granularity, date_trunc(span.granularity, started_at, 'UTC'), provider,
+            span.granularity, date_trunc(span.granularity, started_at, 'UTC'),
+            coalesce(namespace, ''), provider,
             coalesce(model_served, model_requested, ''), operation,
             taffrail.outcome_class(outcome), attribution, 0::smallint,
             count(*), count(unpriced_reason),
@@ -214,7 +216,7 @@ begin
         where day between wanted - 1 and wanted + 1
             and started_at >= wanted::timestamp at time zone 'UTC'
             and started_at < (wanted + 1)::timestamp at time zone 'UTC'
-        group by 1, 2, 3, 4, 5, 6, 7;
+        group by 1, 2, 3, 4, 5, 6, 7, 8;
         get diagnostics made = row_count;
         total := total + made;
     end loop;

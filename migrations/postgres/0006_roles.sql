@@ -95,7 +95,7 @@ create table taffrail.reader_scopes (
 );
 comment on table taffrail.reader_scopes is 'Limits what a login that reads may see: rows that match one of its scopes. A login without scopes sees everything.';
 comment on column taffrail.reader_scopes.reader is 'The name of the login.';
-comment on column taffrail.reader_scopes.namespace is 'Only rows of this namespace. Sums do not know namespaces, so this scope shows none.';
+comment on column taffrail.reader_scopes.namespace is 'Only rows and sums of this namespace.';
 comment on column taffrail.reader_scopes.team is 'Only rows and sums whose attribution label `team` has this value.';
 
 create function taffrail.is_scoped() returns boolean
@@ -136,7 +136,7 @@ $$;
 create policy reader on taffrail.api_usage_logs for select
     using (not (select taffrail.is_scoped()) or taffrail.may_read(namespace, attribution));
 create policy reader on taffrail.api_usage_aggregates for select
-    using (not (select taffrail.is_scoped()) or taffrail.may_read(null, attribution));
+    using (not (select taffrail.is_scoped()) or taffrail.may_read(namespace, attribution));
 create policy reader on taffrail.api_provider_balances for select using (not (select taffrail.is_scoped()));
 create policy reader on taffrail.price_versions for select using (true);
 create policy writer on taffrail.api_provider_balances for insert with check (true);

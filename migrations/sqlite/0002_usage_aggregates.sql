@@ -7,6 +7,7 @@
 create table api_usage_aggregates (
     granularity            text    not null check (granularity in ('hour', 'day')),
     bucket_start           text    not null,
+    namespace              text    not null, -- of the pod, else ''
     provider               text    not null,
     model                  text    not null, -- the served model, else the requested one, else ''
     operation              text    not null,
@@ -28,5 +29,7 @@ create table api_usage_aggregates (
     input_image_tokens     integer,
     output_image_tokens    integer,
     units                  text,             -- json of the other quantities, by unit
-    primary key (granularity, bucket_start, provider, model, operation, outcome_class, attribution)
+    primary key (
+        granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution
+    )
 ) strict, without rowid;

@@ -315,6 +315,7 @@ fn heading(dimension: &Dimension) -> String {
         Dimension::Hour => "Hour (UTC)",
         Dimension::Key => "Key",
         Dimension::Instance => "Instance",
+        Dimension::Namespace => "Namespace",
         Dimension::ServiceTier => "Service tier",
         Dimension::Attribution(label) => label,
     }

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono::NaiveDate;
 use uuid::Uuid;
 
 use crate::record::UsageRecord;
@@ -184,6 +185,16 @@ impl Store {
             .map(Store::Sqlite)
     }
 
+    /// Opens a store that is there already for writing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`], and [`StoreError::Missing`] if there is no database yet.
+    pub async fn open_existing(config: &Config) -> Result<Store, StoreError> {
+        Store::open_read_only(config).await?.close().await;
+        Store::open(config).await
+    }
+
     /// Brings the schema up to date, for `taffrail migrate`; creates the store if need be.
     ///
     /// # Errors
@@ -209,6 +220,20 @@ impl Store {
         match self {
             Store::Sqlite(store) => store.apply(records).await,
             Store::Postgres(store) => store.apply(records).await,
+        }
+    }
+
+    /// Makes the sums of a UTC day anew from its rows, in one transaction, and returns how many
+    /// buckets it has now. Servers may write meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Rejected`] if retention has dropped rows of the day,
+    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    pub async fn backfill(&self, day: NaiveDate) -> Result<u64, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.backfill(day).await,
+            Store::Postgres(store) => store.backfill(day).await,
         }
     }
 

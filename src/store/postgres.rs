@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use chrono::NaiveDate;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use sqlx::migrate::{MigrateError, Migrator};
@@ -42,6 +43,7 @@ const CONNECTIONS_MAX: u32 = 2;
 const BEGIN: &str = "begin; set local lock_timeout = '5s'; set local statement_timeout = '15s'; set local time zone 'UTC'";
 const BEGIN_READING: &str = "begin transaction read only; set local statement_timeout = '60s'; \
      set local time zone 'UTC'";
+const BEGIN_BACKFILLING: &str = "begin; set local lock_timeout = '60s'; set local time zone 'UTC'";
 const BEGIN_MIGRATING: &str = "begin; set local lock_timeout = '60s'; set local time zone 'UTC'";
 
 /// How long a call may take, before its connection is given up. Longer than what the server
@@ -49,6 +51,7 @@ const BEGIN_MIGRATING: &str = "begin; set local lock_timeout = '60s'; set local 
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const READ_TIMEOUT: Duration = Duration::from_secs(70);
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
+const BACKFILL_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// A Postgres store.
 #[derive(Debug, Clone)]
@@ -189,6 +192,13 @@ impl Postgres {
         let mut connection = self.connection().await?;
         let done = timeout(CALL_TIMEOUT, record_usage(&mut connection, batch)).await;
         self.settle(connection, done)
+    }
+
+    pub(super) async fn backfill(&self, day: NaiveDate) -> Result<u64, StoreError> {
+        let mut connection = self.connection().await?;
+        let done = timeout(BACKFILL_TIMEOUT, backfill(&mut connection, day)).await;
+        let buckets = self.settle(connection, done)?;
+        Ok(u64::try_from(buckets).unwrap_or_default())
     }
 
     pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
@@ -332,6 +342,20 @@ async fn record_usage(connection: &mut PgConnection, batch: &str) -> Result<i64,
         Ok(stored)
     };
     stored.await.map_err(classify)
+}
+
+async fn backfill(connection: &mut PgConnection, day: NaiveDate) -> Result<i64, StoreError> {
+    let buckets = async {
+        let mut transaction = connection.begin_with(BEGIN_BACKFILLING).await?;
+        let buckets = sqlx::query_scalar("select taffrail.backfill_usage_aggregates($1, $1 + 1)")
+            .bind(day)
+            .persistent(false)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(buckets)
+    };
+    buckets.await.map_err(classify)
 }
 
 async fn read(
@@ -501,6 +525,8 @@ fn push_select(source: &Source, select: &mut QueryBuilder<Db>, by: &[Dimension])
             )),
             Dimension::Key => select.push("key_fingerprint"),
             Dimension::Instance => select.push("instance"),
+            // Unknown is the empty text in the key of the sums.
+            Dimension::Namespace => select.push("nullif(namespace, '')"),
             Dimension::ServiceTier => select.push("service_tier"),
             Dimension::Attribution(label) => {
                 select.push("attribution ->> ").push_bind(label.clone())

@@ -37,6 +37,8 @@ pub enum Dimension {
     Key,
     /// The process that metered it.
     Instance,
+    /// The Kubernetes namespace of that process.
+    Namespace,
     /// The tier that was billed.
     ServiceTier,
     /// An attribution label.
@@ -54,6 +56,7 @@ impl Dimension {
         Dimension::Hour,
         Dimension::Key,
         Dimension::Instance,
+        Dimension::Namespace,
         Dimension::ServiceTier,
     ];
 
@@ -68,6 +71,7 @@ impl Dimension {
             Dimension::Hour => "hour",
             Dimension::Key => "key",
             Dimension::Instance => "instance",
+            Dimension::Namespace => "namespace",
             Dimension::ServiceTier => "service_tier",
             Dimension::Attribution(label) => label,
         }
@@ -81,6 +85,7 @@ impl Dimension {
             | Dimension::Operation
             | Dimension::Day
             | Dimension::Hour
+            | Dimension::Namespace
             | Dimension::Attribution(_) => true,
             Dimension::Outcome | Dimension::Key | Dimension::Instance | Dimension::ServiceTier => {
                 false
@@ -99,7 +104,7 @@ impl fmt::Display for Dimension {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a dimension: accepted are provider, model, operation, outcome, day, hour, key, \
-     instance, service_tier and the names of attribution labels"
+     instance, namespace, service_tier and the names of attribution labels"
 )]
 pub struct ParseDimensionError(String);
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 use futures_util::TryStreamExt;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
@@ -21,6 +21,7 @@ use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite as Db, SqliteConnection};
 use tokio::sync::OnceCell;
 
 use crate::clock;
+use crate::fault::Outcome;
 use crate::record::UsageRecord;
 
 use super::query::{
@@ -172,7 +173,7 @@ impl Sqlite {
         for rows in batch.chunks(ROWS_PER_STATEMENT) {
             insert_new(&mut transaction, rows, &mut inserted).await?;
         }
-        let mut sums: BTreeMap<Bucket, Totals> = BTreeMap::new();
+        let mut sums = BTreeMap::new();
         for (row, record) in &batch {
             // Taken out at its first use, so that a record that is twice in the batch counts once.
             let is_new = row
@@ -184,17 +185,37 @@ impl Sqlite {
                 continue;
             }
             applied.stored += 1;
-            let totals = Totals::of(record);
-            for bucket in Bucket::of(record) {
-                let sum = sums.remove(&bucket).unwrap_or_default();
-                sums.insert(bucket, added(sum, &totals)?);
-            }
+            let group = Group::of(record);
+            add_to_sums(&mut sums, record.started_at, &group, &Totals::of(record))?;
         }
         for (bucket, totals) in &sums {
             add_to_bucket(&mut transaction, bucket, totals).await?;
         }
         transaction.commit().await.map_err(classify)?;
         Ok(applied)
+    }
+
+    pub(super) async fn backfill(&self, day: NaiveDate) -> Result<u64, StoreError> {
+        let writer = self.writer().await?;
+        let mut transaction = writer
+            .begin_with("begin immediate")
+            .await
+            .map_err(classify)?;
+        let sums = sums_of_rows(&mut transaction, day).await?;
+        let [start, end] = bounds(day);
+        sqlx::query(
+            "delete from api_usage_aggregates where bucket_start >= ? and bucket_start < ?",
+        )
+        .bind(bucket_start(start))
+        .bind(bucket_start(end))
+        .execute(&mut *transaction)
+        .await
+        .map_err(classify)?;
+        for (bucket, totals) in &sums {
+            add_to_bucket(&mut transaction, bucket, totals).await?;
+        }
+        transaction.commit().await.map_err(classify)?;
+        u64::try_from(sums.len()).map_err(|error| StoreError::Rejected(error.to_string()))
     }
 
     pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
@@ -420,26 +441,102 @@ async fn insert_new(
 struct Bucket {
     granularity: Granularity,
     start: String,
+    group: Group,
+}
+
+impl Bucket {
+    /// The buckets that a request of the group is counted in.
+    fn of(started_at: DateTime<Utc>, group: &Group) -> [Bucket; 2] {
+        [Granularity::Hour, Granularity::Day].map(|granularity| Bucket {
+            granularity,
+            start: bucket_start(granularity.start(started_at)),
+            group: group.clone(),
+        })
+    }
+}
+
+/// What the requests of a bucket have in common beside their time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Group {
+    namespace: String,
     provider: String,
     model: String,
-    operation: &'static str,
+    operation: String,
     outcome_class: &'static str,
     attribution: String,
 }
 
-impl Bucket {
-    /// The buckets that a record is counted in.
-    fn of(record: &UsageRecord) -> [Bucket; 2] {
-        [Granularity::Hour, Granularity::Day].map(|granularity| Bucket {
-            granularity,
-            start: bucket_start(granularity.start(record.started_at)),
+impl Group {
+    fn of(record: &UsageRecord) -> Group {
+        let namespace = record.instance.namespace.as_deref();
+        Group {
+            namespace: namespace.unwrap_or_default().replace('\0', ""),
             provider: record.provider.replace('\0', ""),
             model: record.model().unwrap_or_default().replace('\0', ""),
-            operation: record.operation.as_str(),
+            operation: record.operation.as_str().to_owned(),
             outcome_class: record.outcome.class().as_str(),
             attribution: attribution(record),
-        })
+        }
     }
+}
+
+/// The sums of a UTC day as its rows tell them.
+async fn sums_of_rows(
+    connection: &mut SqliteConnection,
+    day: NaiveDate,
+) -> Result<BTreeMap<Bucket, Totals>, StoreError> {
+    const KEY_COLUMNS: usize = 7;
+    let mut select = QueryBuilder::<Db>::new(
+        "select started_at, namespace, provider, coalesce(model_served, model_requested), \
+         operation, outcome, attribution, 1, unpriced_reason is not null",
+    );
+    push_sum_columns(&mut select);
+    let [start, end] = bounds(day);
+    select.push(" from api_usage_logs where started_at >= ");
+    select.push_bind(timestamp(start));
+    select.push(" and started_at < ");
+    select.push_bind(timestamp(end));
+    let mut sums = BTreeMap::new();
+    let mut rows = select.build().fetch(connection);
+    while let Some(row) = rows.try_next().await.map_err(classify)? {
+        let (key, totals) = decode_usage(&row, KEY_COLUMNS)?;
+        let mut key = key.into_iter().map(Option::unwrap_or_default);
+        let mut next = || key.next().unwrap_or_default();
+        let unreadable = |what| StoreError::Unusable(format!("a row's {what} is not readable"));
+        let started_at = next().parse().map_err(|_| unreadable("started_at"))?;
+        let group = Group {
+            namespace: next(),
+            provider: next(),
+            model: next(),
+            operation: next(),
+            outcome_class: Outcome::from_name(&next())
+                .ok_or_else(|| unreadable("outcome"))?
+                .class()
+                .as_str(),
+            attribution: next(),
+        };
+        add_to_sums(&mut sums, started_at, &group, &totals)?;
+    }
+    Ok(sums)
+}
+
+fn add_to_sums(
+    sums: &mut BTreeMap<Bucket, Totals>,
+    started_at: DateTime<Utc>,
+    group: &Group,
+    totals: &Totals,
+) -> Result<(), StoreError> {
+    for bucket in Bucket::of(started_at, group) {
+        let sum = sums.remove(&bucket).unwrap_or_default();
+        sums.insert(bucket, added(sum, totals)?);
+    }
+    Ok(())
+}
+
+/// The first moment of a UTC day, and of the next one.
+fn bounds(day: NaiveDate) -> [DateTime<Utc>; 2] {
+    let start = day.and_time(NaiveTime::MIN).and_utc();
+    [start, start + TimeDelta::days(1)]
 }
 
 /// The columns that rows and sums have in common, after those of the group.
@@ -454,8 +551,8 @@ async fn add_to_bucket(
     let mut select = QueryBuilder::<Db>::new("select requests, unpriced_requests");
     push_sum_columns(&mut select);
     select.push(
-        " from api_usage_aggregates where (granularity, bucket_start, provider, model, operation, \
-         outcome_class, attribution) = (",
+        " from api_usage_aggregates where (granularity, bucket_start, namespace, provider, model, \
+         operation, outcome_class, attribution) = (",
     );
     push_key(&mut select, bucket);
     select.push(")");
@@ -471,8 +568,8 @@ async fn add_to_bucket(
     let after = added(before, totals)?;
 
     let mut upsert = QueryBuilder::<Db>::new(
-        "insert or replace into api_usage_aggregates (granularity, bucket_start, provider, model, \
-         operation, outcome_class, attribution, requests, unpriced_requests",
+        "insert or replace into api_usage_aggregates (granularity, bucket_start, namespace, provider, \
+         model, operation, outcome_class, attribution, requests, unpriced_requests",
     );
     push_sum_columns(&mut upsert);
     upsert.push(") values (");
@@ -512,11 +609,13 @@ fn push_key(query: &mut QueryBuilder<Db>, bucket: &Bucket) {
     let mut key = query.separated(", ");
     key.push_bind(bucket.granularity.as_str());
     key.push_bind(bucket.start.as_str());
-    key.push_bind(bucket.provider.as_str());
-    key.push_bind(bucket.model.as_str());
-    key.push_bind(bucket.operation);
-    key.push_bind(bucket.outcome_class);
-    key.push_bind(bucket.attribution.as_str());
+    let group = &bucket.group;
+    key.push_bind(group.namespace.as_str());
+    key.push_bind(group.provider.as_str());
+    key.push_bind(group.model.as_str());
+    key.push_bind(group.operation.as_str());
+    key.push_bind(group.outcome_class);
+    key.push_bind(group.attribution.as_str());
 }
 
 /// `, cost_usd, cost_upstream_usd, input_tokens, …, units`
@@ -546,6 +645,8 @@ fn push_select(source: &Source, select: &mut QueryBuilder<Db>, by: &[Dimension])
             Dimension::Hour => select.push(format_args!("substr({time}, 1, 13) || ':00Z'")),
             Dimension::Key => select.push("key_fingerprint"),
             Dimension::Instance => select.push("instance"),
+            // Unknown is the empty text in the key of the sums.
+            Dimension::Namespace => select.push("nullif(namespace, '')"),
             Dimension::ServiceTier => select.push("service_tier"),
             Dimension::Attribution(label) => select.push("attribution ->> ").push_bind(label),
         };

@@ -19,7 +19,15 @@ const GROUPS: [(&str, &[&str]); 8] = [
     ("traffic", &["proxy"]),
     (
         "rim",
-        &["admin", "check", "cli", "config", "report", "telemetry"],
+        &[
+            "admin",
+            "backfill",
+            "check",
+            "cli",
+            "config",
+            "report",
+            "telemetry",
+        ],
     ),
     ("wiring", &["app", "demo", "lib", "main"]),
 ];

@@ -11,6 +11,7 @@
 )]
 
 mod admin;
+mod backfill;
 mod check;
 mod clusters;
 mod config;

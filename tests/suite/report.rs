@@ -221,7 +221,7 @@ async fn a_label_that_no_request_ever_had_is_refused_with_those_in_use() {
     assert_eq!(
         error.to_string(),
         "`taem` is not a dimension: accepted are provider, model, operation, outcome, day, hour, \
-         key, instance, service_tier and the attribution labels in use: team"
+         key, instance, namespace, service_tier and the attribution labels in use: team"
     );
     assert_eq!(out, b"");
     report::usage(&store, &request("team"), now(), &mut out)

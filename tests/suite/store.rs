@@ -133,6 +133,7 @@ pub(crate) fn sums_of_rows(rows: &[LogRow]) -> Sums {
             let key = vec![
                 granularity.to_owned(),
                 start,
+                text("namespace").unwrap_or_default(),
                 text("provider").unwrap(),
                 text("model_served")
                     .or(text("model_requested"))
@@ -179,7 +180,7 @@ pub(crate) async fn sums_kept(folder: &Path) -> Sums {
         .unwrap();
     rows.iter()
         .map(|row| {
-            let key = (0..7).map(|index| row.get(index)).collect();
+            let key = (0..8).map(|index| row.get(index)).collect();
             let cost: Option<&str> = row.get("cost_usd");
             let mut quantities = BTreeMap::new();
             for (_, column) in TOKEN_COLUMNS {
@@ -547,12 +548,13 @@ async fn usage_counts_exactly_the_window_by_any_dimension() {
         assert_eq!(
             sorted(
                 store
-                    .usage(&ask(&[Dimension::Day, team.clone()]))
+                    .usage(&ask(&[Dimension::Day, Dimension::Namespace, team.clone()]))
                     .await
                     .unwrap()
             ),
             grouped(&window, |record| vec![
                 Some(record.started_at.format("%Y-%m-%d").to_string()),
+                record.instance.namespace.as_deref().map(str::to_owned),
                 record.caller.attribution.get("team").cloned(),
             ])
         );
