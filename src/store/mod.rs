@@ -108,11 +108,11 @@ pub enum StoreError {
     )]
     Missing(PathBuf),
     /// Try again later: the store is busy, unreachable or out of space.
-    #[error("the store is not available")]
-    Unavailable(#[source] sqlx::Error),
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
     /// Try again later, with less: the store did not do it in the time that a call may take.
-    #[error("the store is too slow")]
-    TimedOut(#[source] sqlx::Error),
+    #[error("the store is too slow: {0}")]
+    TimedOut(String),
     /// Split the batch: it holds a record that the store cannot take.
     #[error("the store refuses the batch: {0}")]
     Rejected(String),
@@ -317,8 +317,20 @@ fn classify_driver(error: sqlx::Error) -> StoreError {
         | sqlx::Error::ColumnNotFound(_)
         | sqlx::Error::TypeNotFound { .. } => StoreError::Unusable(error.to_string()),
         sqlx::Error::Encode(_) => StoreError::Rejected(error.to_string()),
-        _ => StoreError::Unavailable(error),
+        // No TLS where it is asked for, or a certificate that does not hold.
+        sqlx::Error::Tls(error) => StoreError::Unusable(format!("no TLS: {error}")),
+        sqlx::Error::Io(error) if is_of_certificate(&error) => {
+            StoreError::Unusable(error.to_string())
+        }
+        sqlx::Error::Io(error) => StoreError::Unavailable(error.to_string()),
+        _ => StoreError::Unavailable(error.to_string()),
     }
+}
+
+/// Whether a handshake ended because of the server's certificate.
+fn is_of_certificate(error: &std::io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 fn newer_schema() -> StoreError {

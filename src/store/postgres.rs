@@ -51,6 +51,10 @@ const BEGIN_MIGRATING: &str = "begin; set local lock_timeout = '60s'; set local 
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const READ_TIMEOUT: Duration = Duration::from_secs(70);
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// How long it may take to learn why there is no connection, which is after
+/// `store.connect_timeout` has passed: a server that refuses does it at once.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 const BACKFILL_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// A Postgres store.
@@ -122,9 +126,31 @@ impl Postgres {
     }
 
     async fn connection(&self) -> Result<PoolConnection<Db>, StoreError> {
-        self.pool.acquire().await.map_err(|error| {
-            self.reread_credentials();
-            classify(error)
+        let mut error = match self.pool.acquire().await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        self.reread_credentials();
+        if matches!(error, sqlx::Error::PoolTimedOut) && self.pool.size() < CONNECTIONS_MAX {
+            // The pool went on trying, and keeps the reason to itself.
+            let connecting = self.pool.connect_options();
+            error = match timeout(PROBE_TIMEOUT, connecting.connect()).await {
+                Ok(Ok(connection)) => {
+                    drop(connection);
+                    error
+                }
+                Ok(Err(cause)) => cause,
+                Err(_) => sqlx::Error::Io(std::io::Error::new(
+                    std::io::ErrorKind::TimedOut,
+                    format!("no answer within {:?}", self.config.connect_timeout),
+                )),
+            };
+        }
+        let told = |reason| format!("cannot connect to {}: {reason}", self.description());
+        Err(match classify(error) {
+            StoreError::Unavailable(reason) => StoreError::Unavailable(told(reason)),
+            StoreError::Unusable(reason) => StoreError::Unusable(told(reason)),
+            error => error,
         })
     }
 
@@ -136,8 +162,10 @@ impl Postgres {
         done: Result<Result<T, StoreError>, Elapsed>,
     ) -> Result<T, StoreError> {
         let done = done.unwrap_or_else(|_| {
-            let error = sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-            Err(StoreError::TimedOut(error))
+            Err(StoreError::TimedOut(format!(
+                "{} did not answer a call",
+                self.description()
+            )))
         });
         if matches!(&done, Err(error) if error.is_retryable()) {
             drop(connection.detach());
@@ -445,9 +473,9 @@ fn classify(error: sqlx::Error) -> StoreError {
                 "28" | "3D" | "3F" | "42" => StoreError::Unusable(told),
                 _ if code == "XX001" || code == "XX002" => StoreError::Unusable(told),
                 // Cancelled, which is what the limit of a statement does.
-                _ if code == "57014" => StoreError::TimedOut(error),
+                _ if code == "57014" => StoreError::TimedOut(told),
                 // Rolled back, locked, read only, full, shutting down, or not known: it passes.
-                _ => StoreError::Unavailable(error),
+                _ => StoreError::Unavailable(told),
             }
         }
         _ => super::classify_driver(error),

@@ -108,7 +108,7 @@ impl Sqlite {
             .filter(|folder| !folder.as_os_str().is_empty())
         {
             std::fs::create_dir_all(folder)
-                .map_err(|error| StoreError::Unavailable(sqlx::Error::Io(error)))?;
+                .map_err(|error| StoreError::Unavailable(error.to_string()))?;
         }
         let options = options(&self.path, config)
             .create_if_missing(true)
@@ -388,7 +388,7 @@ fn classify(error: sqlx::Error) -> StoreError {
                 StoreError::Rejected(database.to_string())
             }
             Some(ERROR | CORRUPT | SCHEMA | NOTADB) => StoreError::Unusable(database.to_string()),
-            _ => StoreError::Unavailable(error),
+            _ => StoreError::Unavailable(database.to_string()),
         },
         _ => super::classify_driver(error),
     }

@@ -9,8 +9,10 @@ use taffrail::record::UsageRecord;
 use taffrail::store::{Config, Dimension, LogQuery, Store, UsageQuery};
 use tempfile::TempDir;
 
+use crate::server::serve;
 use crate::store::{at, config as sqlite_config, record};
-use crate::support::binary::eventually;
+use crate::support::binary::{Home, eventually};
+use crate::support::chat::Chat;
 use crate::support::postgres::{Cluster, Database, Setup, Version};
 
 /// An empty database of the cluster that all tests share; `None` where there is no Postgres.
@@ -171,6 +173,92 @@ async fn a_password_that_changed_is_read_again() {
     })
     .await;
     store.close().await;
+}
+
+#[tokio::test]
+async fn why_there_is_no_connection_is_told_with_the_place() {
+    let setup = Setup {
+        password: Some("s3cret"),
+        ..Setup::default()
+    };
+    let Some(mut cluster) = Cluster::start_as(setup).await else {
+        return;
+    };
+    let database = cluster.database().await;
+    database
+        .execute("create role crowd login password 's3cret' connection limit 0")
+        .await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (url, name) = (database.url(), database.name());
+    let place = format!("postgres {}/{name}", cluster.address());
+    let cases = [
+        (
+            url.replace("s3cret", "guess"),
+            format!(
+                "the store cannot be used until it is mended: cannot connect to {place}: \
+                 password authentication failed for user \"postgres\" (SQLSTATE 28P01)"
+            ),
+        ),
+        (
+            url.replace(name, "nowhere"),
+            format!(
+                "the store cannot be used until it is mended: cannot connect to postgres \
+                 {}/nowhere: database \"nowhere\" does not exist (SQLSTATE 3D000)",
+                cluster.address()
+            ),
+        ),
+        (
+            url.replace("postgres:s3cret", "crowd:s3cret"),
+            format!(
+                "the store is not available: cannot connect to {place}: too many connections for \
+                 role \"crowd\" (SQLSTATE 53300)"
+            ),
+        ),
+        (
+            database.through(silent.local_addr().unwrap()).url(),
+            format!(
+                "the store is not available: cannot connect to postgres {}/{name}: no answer \
+                 within 300ms",
+                silent.local_addr().unwrap()
+            ),
+        ),
+    ];
+    let config = |url: &str| Config {
+        url: url.to_owned(),
+        connect_timeout: std::time::Duration::from_millis(300),
+        ..Config::default()
+    };
+    for (url, told) in cases {
+        let error = Store::open(&config(&url)).await.unwrap_err();
+        assert_eq!(error.to_string(), told);
+    }
+    cluster.stop_fast().await;
+    let told = format!(
+        "the store is not available: cannot connect to {place}: Connection refused (os error 111)"
+    );
+    let error = Store::open(&config(&url)).await.unwrap_err();
+    assert_eq!(error.to_string(), told);
+
+    // All who say it to a human.
+    let chat = Chat::start().await;
+    let mut home = Home::new(chat.address);
+    home.set("STORE__URL", &url);
+    home.set("STORE__CONNECT_TIMEOUT", "300ms");
+    home.set("STORE__DRAIN__SHUTDOWN_TIMEOUT", "10ms");
+    let ran = home.run(&["usage"]).await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.ends_with(&format!("{told}\n")), "{}", ran.stderr);
+    let ran = home.run(&["check"]).await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stdout.contains(&told), "{}", ran.stdout);
+    let server = home.start().await;
+    serve(&server, 0..1).await;
+    eventually("the log says it", async || {
+        server.process.log().contains(&told)
+    })
+    .await;
+    let log = server.stop().await;
+    assert!(!log.contains("s3cret"), "{log}");
 }
 
 #[tokio::test]

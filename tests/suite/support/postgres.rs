@@ -481,6 +481,10 @@ impl Database {
         }
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn url(&self) -> String {
         let password = self.password.iter().map(|password| format!(":{password}"));
         let password: String = password.collect();
