@@ -13,6 +13,7 @@ pub mod drain;
 mod postgres;
 mod query;
 mod row;
+mod slot;
 mod sqlite;
 mod sum;
 
@@ -49,8 +50,8 @@ pub struct Config {
     /// Whether the server brings the schema up to date when it starts. Without it, run
     /// `taffrail migrate` after an update.
     pub migrate: bool,
-    /// A file that holds the password of a Postgres URL without one. It is read again whenever
-    /// connecting fails, so that a changed password needs no restart.
+    /// A file that holds the password of a Postgres URL without one. It is read for every
+    /// new connection, so that a changed password needs no restart.
     pub password_file: Option<PathBuf>,
     /// How long connecting to Postgres may take.
     #[serde(with = "humantime_serde")]

@@ -15,8 +15,7 @@ use chrono::NaiveDate;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgRow, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, Postgres as Db, QueryBuilder, Row};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -25,6 +24,7 @@ use crate::record::UsageRecord;
 
 use super::query::{Dimension, LogQuery, Source, Totals, UsageQuery, UsageRow, sources};
 use super::row::{COLUMNS, Kind, LogRow, TOKEN_COLUMNS, Value, encode};
+use super::slot::{Slot, Turn};
 use super::{Applied, Config, StoreError, parse_sum, parse_units};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -34,9 +34,6 @@ const MIGRATIONS_TABLE: &str = "taffrail._sqlx_migrations";
 
 /// The key of the lock that keeps two who migrate apart: "taffrail" as a number.
 const MIGRATION_LOCK: i64 = 0x7461_6666_7261_696c;
-
-/// One connection of a server writes, and one answers whoever asks.
-const CONNECTIONS_MAX: u32 = 2;
 
 /// Limits what one call may take, so that a lock or a slow disk does not hold a connection for
 /// ever. They are set for the transaction alone.
@@ -51,31 +48,24 @@ const BEGIN_MIGRATING: &str = "begin; set local lock_timeout = '60s'; set local 
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const READ_TIMEOUT: Duration = Duration::from_secs(70);
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
-
-/// How long it may take to learn why there is no connection, which is after
-/// `store.connect_timeout` has passed: a server that refuses does it at once.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 const BACKFILL_TIMEOUT: Duration = Duration::from_hours(1);
 
-/// A Postgres store.
+/// A Postgres store: a connection that writes, and one that answers whoever asks.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    pool: PgPool,
+    writer: Slot,
+    reader: Slot,
     config: Config,
+    description: String,
 }
 
 impl Postgres {
     pub(super) fn lazy(config: &Config) -> Result<Postgres, StoreError> {
-        let options = options(config)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(config.connect_timeout)
-            .idle_timeout(config.idle_timeout)
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
         Ok(Postgres {
-            pool,
+            writer: Slot::default(),
+            reader: Slot::default(),
             config: config.clone(),
+            description: description(&options(config)?),
         })
     }
 
@@ -87,20 +77,20 @@ impl Postgres {
 
     pub(super) async fn open_read_only(config: &Config) -> Result<Postgres, StoreError> {
         let store = Postgres::lazy(config)?;
-        store.check_schema().await?;
+        store.check_schema(&store.reader).await?;
         Ok(store)
     }
 
     /// Brings the schema up to date if that is wanted and needed, and refuses another one.
     async fn prepare(&self) -> Result<(), StoreError> {
-        if self.config.migrate && self.schema_version().await? < newest() {
+        if self.config.migrate && self.schema_version(&self.writer).await? < newest() {
             self.migrate().await?;
         }
-        self.check_schema().await
+        self.check_schema(&self.writer).await
     }
 
-    async fn check_schema(&self) -> Result<(), StoreError> {
-        let version = self.schema_version().await?;
+    async fn check_schema(&self, slot: &Slot) -> Result<(), StoreError> {
+        let version = self.schema_version(slot).await?;
         if version < newest() {
             return Err(StoreError::Unusable(format!(
                 "{} has no schema or an older one; run `taffrail migrate` as its owner",
@@ -113,41 +103,45 @@ impl Postgres {
         Ok(())
     }
 
-    async fn schema_version(&self) -> Result<Option<i64>, StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(CALL_TIMEOUT, schema_version(&mut connection)).await;
-        self.settle(connection, done)
+    async fn schema_version(&self, slot: &Slot) -> Result<Option<i64>, StoreError> {
+        let mut lent = self.connection(slot).await?;
+        let done = timeout(CALL_TIMEOUT, schema_version(&mut lent.1)).await;
+        self.settle(lent, done).await
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(MIGRATION_TIMEOUT, migrate(&mut connection)).await;
-        self.settle(connection, done)
+        let mut lent = self.connection(&self.writer).await?;
+        let done = timeout(MIGRATION_TIMEOUT, migrate(&mut lent.1)).await;
+        self.settle(lent, done).await
     }
 
-    async fn connection(&self) -> Result<PoolConnection<Db>, StoreError> {
-        let mut error = match self.pool.acquire().await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => error,
+    /// The connection of a slot; made if there is none.
+    async fn connection(&self, slot: &Slot) -> Result<(Turn, PgConnection), StoreError> {
+        let (turn, kept) = slot.turn().await;
+        let connection = match kept {
+            Some(connection) => connection,
+            None => self.connect().await?,
         };
-        self.reread_credentials();
-        if matches!(error, sqlx::Error::PoolTimedOut) && self.pool.size() < CONNECTIONS_MAX {
-            // The pool went on trying, and keeps the reason to itself.
-            let connecting = self.pool.connect_options();
-            error = match timeout(PROBE_TIMEOUT, connecting.connect()).await {
-                Ok(Ok(connection)) => {
-                    drop(connection);
-                    error
-                }
-                Ok(Err(cause)) => cause,
-                Err(_) => sqlx::Error::Io(std::io::Error::new(
-                    std::io::ErrorKind::TimedOut,
-                    format!("no answer within {:?}", self.config.connect_timeout),
-                )),
-            };
+        Ok((turn, connection))
+    }
+
+    async fn connect(&self) -> Result<PgConnection, StoreError> {
+        // The password, or the whole URL, may have been changed.
+        let mut config = self.config.clone();
+        if let Some(file) = &config.url_file
+            && let Ok(url) = std::fs::read_to_string(file)
+        {
+            url.trim().clone_into(&mut config.url);
         }
-        let told = |reason| format!("cannot connect to {}: {reason}", self.description());
-        Err(match classify(error) {
+        let options = options(&config)?;
+        let limit = config.connect_timeout;
+        let error = match timeout(limit, options.connect()).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => classify(error),
+            Err(_) => StoreError::Unavailable(format!("no answer within {limit:?}")),
+        };
+        let told = |reason| format!("cannot connect to {}: {reason}", description(&options));
+        Err(match error {
             StoreError::Unavailable(reason) => StoreError::Unavailable(told(reason)),
             StoreError::Unusable(reason) => StoreError::Unusable(told(reason)),
             error => error,
@@ -156,35 +150,27 @@ impl Postgres {
 
     /// Ends a call. A connection on which it did not end in time, or which may be broken, is
     /// closed without waiting: a network that swallows packets answers nothing.
-    fn settle<T>(
+    async fn settle<T>(
         &self,
-        connection: PoolConnection<Db>,
+        (turn, mut connection): (Turn, PgConnection),
         done: Result<Result<T, StoreError>, Elapsed>,
     ) -> Result<T, StoreError> {
         let done = done.unwrap_or_else(|_| {
             Err(StoreError::TimedOut(format!(
                 "{} did not answer a call",
-                self.description()
+                self.description
             )))
         });
-        if matches!(&done, Err(error) if error.is_retryable()) {
-            drop(connection.detach());
+        let is_sound = match &done {
+            Ok(_) => true,
+            Err(error) if error.is_retryable() => false,
+            // The transaction is rolled back with the next message.
+            Err(_) => matches!(timeout(CALL_TIMEOUT, connection.ping()).await, Ok(Ok(()))),
+        };
+        if is_sound {
+            turn.give_back(connection, self.config.idle_timeout);
         }
         done
-    }
-
-    /// Takes the password, or the whole URL, from its file anew: it may have been changed.
-    fn reread_credentials(&self) {
-        let mut config = self.config.clone();
-        if let Some(file) = &config.url_file
-            && let Ok(url) = std::fs::read_to_string(file)
-        {
-            url.trim().clone_into(&mut config.url);
-        }
-        match options(&config) {
-            Ok(options) => self.pool.set_connect_options(options),
-            Err(error) => tracing::warn!(%error, "the store's credentials cannot be read anew"),
-        }
     }
 
     pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
@@ -217,15 +203,15 @@ impl Postgres {
     }
 
     async fn record_usage(&self, batch: &str) -> Result<i64, StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(CALL_TIMEOUT, record_usage(&mut connection, batch)).await;
-        self.settle(connection, done)
+        let mut lent = self.connection(&self.writer).await?;
+        let done = timeout(CALL_TIMEOUT, record_usage(&mut lent.1, batch)).await;
+        self.settle(lent, done).await
     }
 
     pub(super) async fn backfill(&self, day: NaiveDate) -> Result<u64, StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(BACKFILL_TIMEOUT, backfill(&mut connection, day)).await;
-        let buckets = self.settle(connection, done)?;
+        let mut lent = self.connection(&self.writer).await?;
+        let done = timeout(BACKFILL_TIMEOUT, backfill(&mut lent.1, day)).await;
+        let buckets = self.settle(lent, done).await?;
         Ok(u64::try_from(buckets).unwrap_or_default())
     }
 
@@ -261,30 +247,34 @@ impl Postgres {
     }
 
     async fn read(&self, mut select: QueryBuilder<Db>) -> Result<Vec<PgRow>, StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(READ_TIMEOUT, read(&mut connection, &mut select)).await;
-        self.settle(connection, done)
+        let mut lent = self.connection(&self.reader).await?;
+        let done = timeout(READ_TIMEOUT, read(&mut lent.1, &mut select)).await;
+        self.settle(lent, done).await
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.check_schema().await
+        self.check_schema(&self.reader).await
     }
 
     pub(super) fn description(&self) -> String {
-        let options = self.pool.connect_options();
-        let database = options.get_database().unwrap_or(options.get_username());
-        match options.get_socket() {
-            Some(socket) => format!("postgres {}:{database}", socket.display()),
-            None => format!(
-                "postgres {}:{}/{database}",
-                options.get_host(),
-                options.get_port()
-            ),
-        }
+        self.description.clone()
     }
 
     pub(super) async fn close(&self) {
-        self.pool.close().await;
+        tokio::join!(self.writer.close(), self.reader.close());
+    }
+}
+
+/// Which database it is, without credentials.
+fn description(options: &PgConnectOptions) -> String {
+    let database = options.get_database().unwrap_or(options.get_username());
+    match options.get_socket() {
+        Some(socket) => format!("postgres {}:{database}", socket.display()),
+        None => format!(
+            "postgres {}:{}/{database}",
+            options.get_host(),
+            options.get_port()
+        ),
     }
 }
 

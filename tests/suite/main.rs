@@ -27,6 +27,7 @@ mod migrate;
 mod misbehaviour;
 mod outages;
 mod postgres;
+mod postgres_tls;
 mod prices;
 mod providers;
 mod relay;

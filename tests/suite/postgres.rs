@@ -261,6 +261,40 @@ async fn why_there_is_no_connection_is_told_with_the_place() {
     assert!(!log.contains("s3cret"), "{log}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_writes_and_one_reads_and_none_is_left_when_they_are_idle() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    let config = Config {
+        idle_timeout: std::time::Duration::from_secs(1),
+        ..config(&database)
+    };
+    let open = async || {
+        let open = "select count(*) from pg_stat_activity
+            where application_name = 'taffrail' and datname = current_database()";
+        count(&database, open).await
+    };
+    let store = Store::open(&config).await.unwrap();
+    for round in 0..2 {
+        let mut at_once = tokio::task::JoinSet::new();
+        for number in 0..20 {
+            let (store, records) = (store.clone(), records());
+            let records = records[number * 20..][..20].to_vec();
+            at_once.spawn(async move { store.apply(&records).await.unwrap().stored });
+        }
+        let stored = at_once.join_all().await;
+        assert_eq!(stored.iter().sum::<u64>(), [400, 0][round]);
+        assert_eq!(open().await, 1);
+        store.logs(&logs(1)).await.unwrap();
+        assert_eq!(open().await, 2);
+        eventually("none is left", async || open().await == 0).await;
+    }
+    store.logs(&logs(1)).await.unwrap();
+    store.close().await;
+    eventually("none is left after the end", async || open().await == 0).await;
+}
+
 #[tokio::test]
 async fn what_a_provider_wrote_lands_whatever_it_is() {
     let Some(database) = fresh().await else {

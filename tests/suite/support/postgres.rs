@@ -6,8 +6,10 @@
 //! under `CI=1`.
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
@@ -22,6 +24,7 @@ use taffrail::clock;
 use tokio::sync::OnceCell;
 
 use super::binary::eventually;
+use super::certificate::Issued;
 
 /// The superuser of every cluster.
 const USER: &str = "postgres";
@@ -222,13 +225,15 @@ impl Drop for Guard {
 }
 
 /// What a cluster may have beside its settings.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Setup<'a> {
     pub(crate) version: Version,
     /// Of `postgresql.conf`; they come after those of the harness, and so before them in rank.
     pub(crate) settings: &'a [(&'a str, &'a str)],
     /// Asked for by SCRAM. Without one everybody is let in.
     pub(crate) password: Option<&'a str>,
+    /// Makes the server offer TLS with this certificate.
+    pub(crate) certificate: Option<&'a Issued>,
     /// The size of a disk for [`Cluster::database_on_small_disk`]; a database alone takes 8 MiB.
     pub(crate) small_disk: Option<ByteSize>,
 }
@@ -300,6 +305,17 @@ impl Cluster {
             }
         }
         run(initdb).await;
+        if let Some(issued) = setup.certificate {
+            let (certificate, key) = (issued.certificate.pem(), issued.key.serialize_pem());
+            for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
+                let file = cluster.data_dir().join(name);
+                std::fs::write(&file, pem).unwrap();
+                // Postgres refuses a key that others may read.
+                std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+                give(&file);
+            }
+            cluster.settings.push("ssl=on".to_owned());
+        }
         cluster.start_again().await;
         Some(cluster)
     }
