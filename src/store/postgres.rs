@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::NaiveDate;
@@ -55,7 +56,7 @@ const BACKFILL_TIMEOUT: Duration = Duration::from_hours(1);
 pub struct Postgres {
     writer: Slot,
     reader: Slot,
-    config: Config,
+    config: Arc<Config>,
     description: String,
 }
 
@@ -64,7 +65,7 @@ impl Postgres {
         Ok(Postgres {
             writer: Slot::default(),
             reader: Slot::default(),
-            config: config.clone(),
+            config: Arc::new(config.clone()),
             description: description(&options(config)?),
         })
     }
@@ -127,7 +128,7 @@ impl Postgres {
 
     async fn connect(&self) -> Result<PgConnection, StoreError> {
         // The password, or the whole URL, may have been changed.
-        let mut config = self.config.clone();
+        let mut config = Config::clone(&self.config);
         if let Some(file) = &config.url_file
             && let Ok(url) = std::fs::read_to_string(file)
         {

@@ -90,7 +90,7 @@ async fn assert_refused(url: &str, told: &str) {
     let home = home(&chat, url);
     let server = home.start().await;
     serve(&server, 0..3).await;
-    eventually("the log tells it", async || {
+    eventually(&format!("the log tells: {told}"), async || {
         server.process.log().contains(told)
     })
     .await;
@@ -107,8 +107,7 @@ async fn assert_refused(url: &str, told: &str) {
 
 #[tokio::test]
 async fn a_certificate_that_does_not_hold_gets_no_row_and_is_named() {
-    let (own, other) = (issue("localhost"), issue("localhost"));
-    let stranger = issue("elsewhere.example");
+    let (own, stranger) = (issue("localhost"), issue("elsewhere.example"));
     let (alone, old) = (self_signed("localhost"), expired("localhost"));
     let cases = [
         (
@@ -116,7 +115,7 @@ async fn a_certificate_that_does_not_hold_gets_no_row_and_is_named() {
             Some(&stranger.authority),
             "certificate not valid for name",
         ),
-        (&own, Some(&other.authority), "UnknownIssuer"),
+        (&own, Some(&stranger.authority), "UnknownIssuer"),
         (&alone, None, "UnknownIssuer"),
         (&old, Some(&old.authority), "certificate expired"),
     ];
