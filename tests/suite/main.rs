@@ -33,6 +33,7 @@ mod providers;
 mod relay;
 mod report;
 mod rewrite;
+mod scopes;
 mod sdk;
 mod server;
 mod store;
