@@ -1,6 +1,6 @@
 # The few verbs of this repository; CI calls the same ones.
 
-.PHONY: demo test check golden torture help
+.PHONY: demo test check golden torture bench help
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -26,3 +26,7 @@ torture: ## The long forms of the reliability tests, on a release build.
 	cargo build --locked --release
 	TAFFRAIL_TORTURE=1 TAFFRAIL_BINARY=$(CURDIR)/target/release/taffrail \
 		cargo test --locked --test suite -- --nocapture torture:: limits::
+
+bench: ## What metering and the Postgres store cost, measured on a release build.
+	scripts/test-setup.sh
+	cargo bench --locked

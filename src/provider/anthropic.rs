@@ -102,6 +102,7 @@ pub(crate) fn recognise(head: RequestHead<'_>) -> Call {
         operation,
         route: Cow::Borrowed(template),
         model: None,
+        job: None,
     }
 }
 

@@ -125,6 +125,7 @@ pub(crate) fn recognise(head: RequestHead<'_>) -> Call {
         operation,
         route: Cow::Borrowed(template),
         model,
+        job: None,
     }
 }
 

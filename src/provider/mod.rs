@@ -20,6 +20,7 @@ mod response;
 mod route;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 
@@ -59,6 +60,17 @@ pub struct Call {
     pub route: std::borrow::Cow<'static, str>,
     /// The model, where the path names it.
     pub model: Option<String>,
+    /// Its place in the life of an asynchronous job, if it has one.
+    pub job: Option<JobCall>,
+}
+
+/// A call's place in the life of an asynchronous job, as its head tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobCall {
+    /// It may start one, which the response names.
+    Submit,
+    /// It asks how the job of this id is, for its result, or for its end.
+    Follow(String),
 }
 
 /// What the body of a request says.
@@ -177,6 +189,33 @@ pub struct Report {
     pub fidelity: Fidelity,
     /// Whether a quantity was inferred by us instead of being stated.
     pub estimated: bool,
+    /// The job that the response is about, if it is about one.
+    pub job: Option<JobView>,
+}
+
+/// What a response tells of an asynchronous job. Outcome, usage and the rest of its [`Report`]
+/// are then the job's, as far as this view knows them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobView {
+    /// The provider's id of the job.
+    pub id: String,
+    /// How far it is.
+    pub stage: JobStage,
+    /// Its time in the provider's queue, if stated.
+    pub queue: Option<Duration>,
+    /// Its time running, if stated.
+    pub run: Option<Duration>,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum JobStage {
+    /// It waits or runs.
+    Open,
+    /// It has ended; what it consumed another view tells.
+    Ended,
+    /// It has ended, and this view tells all that will be told of it.
+    Settled,
 }
 
 /// Meters one response. Cannot fail: what it cannot read it reports as such.

@@ -102,6 +102,7 @@ impl Provider for OpenRouter {
             operation,
             route: Cow::Borrowed(template),
             model: None,
+            job: None,
         }
     }
 

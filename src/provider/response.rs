@@ -870,6 +870,7 @@ impl<C: Counts> Answer<C> {
             raw_usage,
             fidelity,
             estimated: is_estimated,
+            job: None,
         }
     }
 

@@ -39,6 +39,7 @@ const UNRECOGNISED: Call = Call {
     operation: Operation::Other,
     route: Cow::Borrowed("unknown"),
     model: None,
+    job: None,
 };
 
 /// What a worker needs to serve requests.

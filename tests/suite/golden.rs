@@ -14,13 +14,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use taffrail::provider::{
-    self, Call, End, Milestone, Part, Provider, RateLimit, Report, RequestFacts, RequestHead,
-    ResponseHead, StatedCost, StreamOptions,
+    self, Call, End, JobCall, JobStage, JobView, Milestone, Part, Provider, RateLimit, Report,
+    RequestFacts, RequestHead, ResponseHead, StatedCost, StreamOptions,
 };
 use taffrail::wire::inflate::Inflater;
 
@@ -343,8 +344,13 @@ fn call_json(call: &Call) -> Value {
         operation,
         route,
         model,
+        job,
     } = call;
-    known(json!({ "operation": operation, "route": route, "model": model }))
+    let job = job.as_ref().map(|job| match job {
+        JobCall::Submit => json!("submit"),
+        JobCall::Follow(id) => json!({ "follow": id }),
+    });
+    known(json!({ "operation": operation, "route": route, "model": model, "job": job }))
 }
 
 fn facts_json(facts: &RequestFacts) -> Value {
@@ -403,7 +409,9 @@ fn report_json(report: &Report) -> Value {
         raw_usage,
         fidelity,
         estimated,
+        job,
     } = report;
+    let job = job.as_ref().map(job_json);
     let parts: Value = parts
         .iter()
         .map(|Part { model, usage }| known(json!({ "model": model, "usage": usage })))
@@ -429,7 +437,24 @@ fn report_json(report: &Report) -> Value {
         "raw_usage": raw_usage,
         "fidelity": fidelity,
         "estimated": estimated,
+        "job": job,
     }))
+}
+
+fn job_json(job: &JobView) -> Value {
+    let JobView {
+        id,
+        stage,
+        queue,
+        run,
+    } = job;
+    let stage = match stage {
+        JobStage::Open => "open",
+        JobStage::Ended => "ended",
+        JobStage::Settled => "settled",
+    };
+    let seconds = |time: &Option<Duration>| time.map(|time| time.as_secs_f64());
+    known(json!({ "id": id, "stage": stage, "queue": seconds(queue), "run": seconds(run) }))
 }
 
 #[test]

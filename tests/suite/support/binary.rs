@@ -25,13 +25,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::chat::{Ask, MODEL};
+pub(crate) use super::eventually::eventually;
+use super::eventually::{LOOK_INTERVAL, PATIENCE};
 use super::http::{Ending, ask};
-
-/// How long anything may take before a test gives up on it.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How often a test looks again whether something has happened.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A directory with a configuration, a journal and a store.
 pub(crate) struct Home {
@@ -439,15 +435,6 @@ fn finished(number: u64) -> (Intent, UsageRecord) {
     record.usage.set(Unit::Output, output);
     record.raw_usage = Some(ask.usage().to_string());
     (intent, record)
-}
-
-/// Looks again and again until it holds.
-pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = clock::instant() + PATIENCE;
-    while !holds().await {
-        assert!(clock::instant() < deadline, "never: {what}");
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
 }
 
 /// Asks the admin listener; returns status and body.

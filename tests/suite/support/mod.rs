@@ -6,6 +6,7 @@ pub(crate) mod books;
 pub(crate) mod bulk;
 pub(crate) mod certificate;
 pub(crate) mod chat;
+pub(crate) mod eventually;
 pub(crate) mod fault;
 pub(crate) mod http;
 pub(crate) mod postgres;

@@ -23,8 +23,8 @@ use sqlx::{ValueRef as _, raw_sql};
 use taffrail::clock;
 use tokio::sync::OnceCell;
 
-use super::binary::eventually;
 use super::certificate::Issued;
+use super::eventually::eventually;
 
 /// The superuser of every cluster.
 const USER: &str = "postgres";

@@ -98,6 +98,7 @@ impl Meter for Reader {
             raw_usage: None,
             fidelity: Fidelity::Silent,
             estimated: false,
+            job: None,
         }
     }
 }
@@ -117,6 +118,7 @@ impl Provider for Plain {
             operation: Operation::Other,
             route: head.path.to_owned().into(),
             model: None,
+            job: None,
         }
     }
 
