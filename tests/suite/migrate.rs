@@ -1,6 +1,12 @@
-//! `taffrail migrate`, by the real binary on a SQLite store.
+//! `taffrail migrate`, by the real binary, and what the migrations come to.
 
+use std::path::Path;
+
+use taffrail::store::{Config, Store};
+
+use crate::config::assert_golden;
 use crate::support::binary::Home;
+use crate::support::postgres::{Cluster, Version};
 
 /// What it says when it has nothing left to do.
 const UP_TO_DATE: &str = "sqlite data/taffrail.db: the schema is up to date\n";
@@ -66,4 +72,57 @@ async fn a_store_of_an_unknown_kind_is_a_wrong_configuration() {
     let ran = home.run(&["migrate"]).await;
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""));
     assert!(ran.stderr.contains("store.url"), "{}", ran.stderr);
+}
+
+/// What all migrations together make of an empty Postgres, for people to read.
+const SCHEMA: &str = "migrations/postgres/schema.sql";
+
+/// A dump without what its program says of itself, its settings and its headings.
+fn normalised(dump: &str) -> String {
+    let mut lines: Vec<&str> = Vec::new();
+    for line in dump.lines() {
+        let is_noise = line == "--"
+            || ["-- Name: ", "-- Dumped ", "-- PostgreSQL ", "SET ", "\\"]
+                .iter()
+                .any(|start| line.starts_with(start))
+            || line.starts_with("SELECT pg_catalog.set_config(");
+        // One empty line is enough.
+        if !is_noise && !(line.is_empty() && lines.last().is_none_or(|last| last.is_empty())) {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
+}
+
+#[tokio::test]
+async fn the_schema_in_one_file_is_what_the_migrations_make() {
+    let Some(cluster) = Cluster::shared(Version::Default).await else {
+        return;
+    };
+    let database = cluster.database().await;
+    let config = Config {
+        url: database.url(),
+        ..Config::default()
+    };
+    Store::migrate(&config).await.unwrap();
+    // Of the driver, and not the same everywhere.
+    database
+        .execute("drop table taffrail._sqlx_migrations")
+        .await;
+    let major = database
+        .query("select current_setting('server_version_num')::int / 10000")
+        .await;
+    let head = format!(
+        "-- Made by the test of this file from the migrations beside it, on Postgres {}; not to be run.\n\n",
+        major[0][0]
+    );
+    let Some(dump) = cluster.dump(&database).await else {
+        return;
+    };
+    let kept = std::fs::read_to_string(SCHEMA).unwrap_or_default();
+    if std::env::var_os("UPDATE_GOLDEN").is_none() && !kept.starts_with(&head) {
+        eprintln!("{SCHEMA} is of another version of Postgres, which words a schema otherwise");
+        return;
+    }
+    assert_golden(Path::new(SCHEMA), &(head + &normalised(&dump)));
 }

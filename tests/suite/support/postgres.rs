@@ -421,6 +421,18 @@ impl Cluster {
         self.reach(&name)
     }
 
+    /// The schema `taffrail` of a database as statements, by the server's own `pg_dump`.
+    pub(crate) async fn dump(&self, database: &Database) -> Option<String> {
+        let program = self.bin.join("pg_dump");
+        if !program.exists() {
+            return skip("pg_dump");
+        }
+        let mut dump = owned(program);
+        dump.args(["--schema-only", "--no-owner", "--schema=taffrail", "-d"])
+            .arg(database.url());
+        Some(run(dump).await)
+    }
+
     fn reach(&self, name: &str) -> Database {
         Database {
             name: name.to_owned(),
@@ -438,12 +450,13 @@ impl Drop for Cluster {
     }
 }
 
-/// Runs a command to its good end.
-async fn run(command: Command) {
+/// Runs a command to its good end; returns what it wrote to standard output.
+async fn run(command: Command) -> String {
     let output = tokio::process::Command::from(command).output().await;
     let output = output.unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Waits until a server answers whose log is in that directory.
