@@ -334,10 +334,11 @@ fn is_of_certificate(error: &std::io::Error) -> bool {
     matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
-fn newer_schema() -> StoreError {
-    StoreError::Unusable(
-        "the schema is of a newer version of taffrail; use that version or a newer one".to_owned(),
-    )
+fn newer_schema(store: &str) -> StoreError {
+    StoreError::Unusable(format!(
+        "{store} has the schema of a newer version of taffrail; use that version or a newer one, \
+         or point `store.url` at another database"
+    ))
 }
 
 fn parse_sum(text: &str) -> Result<DecimalSum, StoreError> {

@@ -96,11 +96,11 @@ impl Postgres {
         if version < newest() {
             return Err(StoreError::Unusable(format!(
                 "{} has no schema or an older one; run `taffrail migrate` as its owner",
-                self.description()
+                self.description
             )));
         }
         if version > newest() {
-            return Err(super::newer_schema());
+            return Err(super::newer_schema(&self.description));
         }
         Ok(())
     }
@@ -445,7 +445,7 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
                     error => error,
                 }
             }
-            MigrateError::VersionMissing(_) => super::newer_schema(),
+            MigrateError::VersionMissing(_) => super::newer_schema("the database"),
             error => StoreError::Unusable(error.to_string()),
         })?;
     transaction.commit().await.map_err(classify)
@@ -458,6 +458,9 @@ fn classify(error: sqlx::Error) -> StoreError {
             let code = database.code().unwrap_or_default();
             let told = format!("{} (SQLSTATE {code})", database.message());
             match code.get(..2).unwrap_or_default() {
+                _ if code == "42501" => StoreError::Unusable(format!(
+                    "{told}; docs/postgres.md says which login may do what"
+                )),
                 // What a value is or breaks; a limit of the program, such as the size of a key.
                 "22" | "23" | "54" => StoreError::Rejected(told),
                 // Authorisation, a database or schema that is not there, a statement that does

@@ -146,7 +146,7 @@ impl Sqlite {
             )));
         }
         if version > needed {
-            return Err(super::newer_schema());
+            return Err(super::newer_schema(&self.description()));
         }
         Ok(())
     }
@@ -340,7 +340,7 @@ async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
         .await
         .map_err(|error| match error {
             MigrateError::Execute(error) => classify(error),
-            MigrateError::VersionMissing(_) => super::newer_schema(),
+            MigrateError::VersionMissing(_) => super::newer_schema("the database"),
             error => StoreError::Unusable(error.to_string()),
         })?;
     transaction.commit().await.map_err(classify)

@@ -74,6 +74,66 @@ async fn a_store_of_an_unknown_kind_is_a_wrong_configuration() {
     assert!(ran.stderr.contains("store.url"), "{}", ran.stderr);
 }
 
+#[tokio::test]
+async fn a_postgres_is_migrated_by_its_owner_and_left_alone_by_others() {
+    let Some(cluster) = Cluster::shared(Version::Default).await else {
+        return;
+    };
+    let database = cluster.database().await;
+    let place = format!("postgres {}/{}", cluster.address(), database.name());
+    let login = format!("login_of_{}", database.name());
+    database
+        .execute(&format!("create role {login} login"))
+        .await;
+    let as_login = database.url().replace("postgres@", &format!("{login}@"));
+    let mut home = Home::without_provider();
+    home.set("STORE__URL", as_login);
+    home.set("STORE__MIGRATE", "false");
+    let cannot = format!(
+        "taffrail: cannot bring the schema of {place} up to date; mend it, or point `store.url` at \
+         another database: the store cannot be used until it is mended: "
+    );
+    let ran = home.run(&["migrate"]).await;
+    let why = format!(
+        "permission denied for database {} (SQLSTATE 42501); docs/postgres.md says which login \
+         may do what\n",
+        database.name()
+    );
+    assert_eq!((ran.code, ran.stderr), (Some(1), format!("{cannot}{why}")));
+    let ran = home.run(&["usage"]).await;
+    let older = format!(
+        "taffrail: the store cannot be used until it is mended: {place} has no schema or an older \
+         one; run `taffrail migrate` as its owner\n"
+    );
+    assert_eq!((ran.code, ran.stderr), (Some(1), older));
+
+    home.set("STORE__URL", database.url());
+    for _ in 0..2 {
+        let ran = home.run(&["migrate"]).await;
+        let done = format!("{place}: the schema is up to date\n");
+        assert_eq!((ran.code, ran.stdout), (Some(0), done), "{}", ran.stderr);
+    }
+
+    database
+        .execute(
+            "insert into taffrail._sqlx_migrations
+             select 9999, 'of later', now(), true, '', 0",
+        )
+        .await;
+    let newer = format!(
+        "the store cannot be used until it is mended: {place} has the schema of a newer version of \
+         taffrail; use that version or a newer one, or point `store.url` at another database\n"
+    );
+    let ran = home.run(&["logs"]).await;
+    assert_eq!(
+        (ran.code, ran.stderr),
+        (Some(1), format!("taffrail: {newer}"))
+    );
+    let ran = home.run(&["migrate"]).await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.ends_with(&newer), "{}", ran.stderr);
+}
+
 /// What all migrations together make of an empty Postgres, for people to read.
 const SCHEMA: &str = "migrations/postgres/schema.sql";
 
