@@ -147,9 +147,11 @@ fn normalised(dump: &str) -> String {
                 .any(|start| line.starts_with(start))
             || line.starts_with("SELECT pg_catalog.set_config(");
         // One empty line is enough.
-        if !is_noise && !(line.is_empty() && lines.last().is_none_or(|last| last.is_empty())) {
-            lines.push(line);
+        let is_repeated = line.is_empty() && lines.last().is_none_or(|last| last.is_empty());
+        if is_noise || is_repeated {
+            continue;
         }
+        lines.push(line);
     }
     lines.join("\n")
 }
