@@ -59,10 +59,13 @@ impl Slot {
 impl Turn {
     /// Keeps the connection for the next turn, but no longer than that.
     pub(super) fn give_back(mut self, connection: PgConnection, idle_timeout: Duration) {
-        let place = self.place.clone();
+        // The last of its users takes the connection along.
+        let place = Arc::downgrade(&self.place.0);
         let closing = tokio::spawn(async move {
             tokio::time::sleep(idle_timeout).await;
-            place.close().await;
+            if let Some(place) = place.upgrade() {
+                Slot(place).close().await;
+            }
         });
         *self.held = Some(Kept {
             connection,

@@ -270,6 +270,10 @@ async fn one_connection_writes_and_one_reads_and_none_is_left_when_they_are_idle
         idle_timeout: std::time::Duration::from_secs(1),
         ..config(&database)
     };
+    let config_of_day = Config {
+        idle_timeout: std::time::Duration::from_hours(24),
+        ..config.clone()
+    };
     let open = async || {
         let open = "select count(*) from pg_stat_activity
             where application_name = 'taffrail' and datname = current_database()";
@@ -290,9 +294,17 @@ async fn one_connection_writes_and_one_reads_and_none_is_left_when_they_are_idle
         assert_eq!(open().await, 2);
         eventually("none is left", async || open().await == 0).await;
     }
-    store.logs(&logs(1)).await.unwrap();
-    store.close().await;
-    eventually("none is left after the end", async || open().await == 0).await;
+    for end in ["its close", "its drop"] {
+        let store = Store::open(&config_of_day).await.unwrap();
+        store.logs(&logs(1)).await.unwrap();
+        assert_eq!(open().await, 2);
+        if end == "its close" {
+            store.close().await;
+        }
+        drop(store);
+        let what = format!("none is left after {end}");
+        eventually(&what, async || open().await == 0).await;
+    }
 }
 
 #[tokio::test]
