@@ -294,6 +294,14 @@ fn options(config: &Config) -> Result<PgConnectOptions, StoreError> {
             .map_err(|error| problem(format!("store.password_file {}: {error}", file.display())))?;
         options = options.password(password.trim_end_matches(['\r', '\n']));
     }
+    // The driver would say that there is no file, and not which.
+    let parameters = config.url.split(['?', '&']).skip(1);
+    let authority = parameters
+        .filter_map(|parameter| parameter.split_once('='))
+        .find(|(name, _)| ["sslrootcert", "ssl-root-cert", "ssl-ca"].contains(name));
+    if let Some((name, file)) = authority.filter(|(_, file)| !file.contains('%')) {
+        std::fs::metadata(file).map_err(|error| problem(format!("{name} {file}: {error}")))?;
+    }
     let is_here = options.get_socket().is_some()
         || options.get_host().starts_with('/')
         || options.get_host() == "localhost"
@@ -736,7 +744,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_comes_from_its_file_or_the_start_says_why_not() {
+    fn a_password_and_a_ca_come_from_their_files_or_the_start_says_why_not() {
         let config = Config {
             url: "postgres://me@localhost/x".to_owned(),
             password_file: Some("/nowhere/password".into()),
@@ -747,5 +755,9 @@ mod tests {
             error.contains("store.password_file /nowhere/password"),
             "{error}"
         );
+        let error = at("postgres://me@db.example.com/x?sslrootcert=/nowhere/ca.pem")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("sslrootcert /nowhere/ca.pem: "), "{error}");
     }
 }
