@@ -15,6 +15,7 @@ mod failure;
 mod object;
 mod openai;
 mod openrouter;
+mod replicate;
 mod request;
 mod response;
 mod route;
@@ -257,7 +258,13 @@ pub trait Provider: Send + Sync {
 }
 
 /// The names of the providers that are built in.
-pub const BUILTIN: &[&str] = &[openai::NAME, azure::NAME, anthropic::NAME, openrouter::NAME];
+pub const BUILTIN: &[&str] = &[
+    openai::NAME,
+    azure::NAME,
+    anthropic::NAME,
+    openrouter::NAME,
+    replicate::NAME,
+];
 
 /// The built-in provider of that name.
 pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
@@ -266,6 +273,7 @@ pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
         azure::NAME => Arc::new(azure::Azure),
         anthropic::NAME => Arc::new(anthropic::Anthropic),
         openrouter::NAME => Arc::new(openrouter::OpenRouter),
+        replicate::NAME => Arc::new(replicate::Replicate),
         _ => return None,
     })
 }

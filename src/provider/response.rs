@@ -27,7 +27,7 @@ use crate::wire::sse::{Decoder, Piece};
 pub(crate) const USAGE_BYTES_MAX: usize = 32 * 1024;
 
 /// The longest error message that is read; rows keep 256 characters of it.
-const MESSAGE_BYTES_MAX: usize = 4096;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 4096;
 
 /// The longest word (a type, a code, a reason) that is read.
 const WORD_BYTES_MAX: usize = 128;

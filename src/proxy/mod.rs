@@ -12,6 +12,7 @@ pub mod descriptors;
 mod guard;
 mod headers;
 mod identity;
+pub mod job_urls;
 pub mod jobs;
 mod refusal;
 mod relay;

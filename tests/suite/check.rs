@@ -112,6 +112,7 @@ async fn everything_in_order_passes() {
         "upstream azure",
         "upstream openai",
         "upstream openrouter",
+        "upstream replicate",
     ];
     assert_eq!(seen, expected.map(|name| (name, Status::Ok)));
     assert!(passed(&items));

@@ -478,6 +478,11 @@ fn openrouter_means_what_its_fixtures_say() {
 }
 
 #[test]
+fn replicate_means_what_its_fixtures_say() {
+    check("replicate");
+}
+
+#[test]
 fn the_chat_dialect_means_what_its_fixtures_say() {
     check("chat");
 }

@@ -28,6 +28,7 @@ mod misbehaviour;
 mod outages;
 mod postgres;
 mod postgres_tls;
+mod predictions;
 mod prices;
 mod providers;
 mod relay;
