@@ -88,7 +88,7 @@ impl Jobs {
 
     /// Goes on with a job of the last process, whose intent is in the journal.
     pub fn restore(&self, intent: Intent) {
-        self.open(intent, None);
+        self.open(intent, None, None);
     }
 
     /// How many jobs are open.
@@ -96,12 +96,13 @@ impl Jobs {
         self.lock().len()
     }
 
-    /// Takes on a job that was accepted: the intent of its submit, with the job.
-    pub(super) fn accept(&self, intent: Intent) {
-        self.open(intent, Some(0));
+    /// Takes on a job that was accepted: the intent of its submit, with the job. `ended` is what was
+    /// told if it has ended already and that was not all.
+    pub(super) fn accept(&self, intent: Intent, ended: Option<Report>) {
+        self.open(intent, Some(0), ended);
     }
 
-    fn open(&self, intent: Intent, polls: Option<u32>) {
+    fn open(&self, intent: Intent, polls: Option<u32>, ended: Option<Report>) {
         let Some(job) = &intent.job else { return };
         let key = (intent.provider.clone(), job.id.clone());
         let mut jobs = self.lock();
@@ -114,7 +115,7 @@ impl Jobs {
         let job = Open {
             intent,
             polls,
-            ended: None,
+            ended: ended.map(|report| (clock::wall(), report)),
         };
         if jobs.len() >= OPEN_MAX {
             drop(jobs);

@@ -335,10 +335,8 @@ impl Open {
                 record.operation = Operation::Control;
                 record.unpriced_reason = None;
                 books.ledger.count(&record);
-                books.jobs.accept(intent);
-                if seen.view.stage == JobStage::Ended {
-                    books.jobs.see(&record.provider, seen.view, seen.report);
-                }
+                let has_ended = seen.view.stage == JobStage::Ended;
+                books.jobs.accept(intent, has_ended.then_some(seen.report));
             }
             (job, seen) => {
                 if makes_row {

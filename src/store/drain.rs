@@ -64,7 +64,7 @@ impl Default for Config {
             batch_bytes: ByteSize::mib(1),
             batch_delay: Duration::from_millis(200),
             retry_min: Duration::from_millis(100),
-            retry_max: Duration::from_secs(30),
+            retry_max: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(5),
         }
     }

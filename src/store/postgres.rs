@@ -168,18 +168,27 @@ impl Postgres {
 
     pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
         let mut applied = Applied::default();
-        let mut rows = Vec::with_capacity(records.len());
+        // Row by row, so that a batch is in memory once and not in every form at a time.
+        let mut batch = String::from("[");
+        let mut rows = 0_u64;
         for (index, record) in records.iter().enumerate() {
             match encode(record) {
-                Ok(row) => rows.push(Incoming(row)),
+                Ok(row) => {
+                    let row = serde_json::to_string(&Incoming(row))
+                        .map_err(|error| StoreError::Rejected(error.to_string()))?;
+                    if rows > 0 {
+                        batch.push(',');
+                    }
+                    batch.push_str(&row);
+                    rows += 1;
+                }
                 Err(rejection) => applied.rejected.push((index, rejection)),
             }
         }
-        if rows.is_empty() {
+        if rows == 0 {
             return Ok(applied);
         }
-        let batch = serde_json::to_string(&rows)
-            .map_err(|error| StoreError::Rejected(error.to_string()))?;
+        batch.push(']');
         let stored = match self.record_usage(&batch).await {
             // The schema is looked at when it does not fit, not before every batch.
             Err(StoreError::Unusable(_)) => {
@@ -189,9 +198,7 @@ impl Postgres {
             stored => stored?,
         };
         applied.stored = u64::try_from(stored).unwrap_or_default();
-        applied.duplicates = u64::try_from(rows.len())
-            .unwrap_or_default()
-            .saturating_sub(applied.stored);
+        applied.duplicates = rows.saturating_sub(applied.stored);
         Ok(applied)
     }
 

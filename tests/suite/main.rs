@@ -27,6 +27,7 @@ mod metering;
 mod migrate;
 mod misbehaviour;
 mod outages;
+mod poison;
 mod postgres;
 mod predictions;
 mod prices;
