@@ -17,7 +17,9 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgRow, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection, Postgres as Db, QueryBuilder, Row};
+use sqlx::{
+    ConnectOptions, Connection, Decode, PgConnection, Postgres as Db, QueryBuilder, Row, Type,
+};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
@@ -51,6 +53,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const READ_TIMEOUT: Duration = Duration::from_secs(70);
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
 const BACKFILL_TIMEOUT: Duration = Duration::from_hours(1);
+
+/// The most rows of sums that one call drops.
+const SUMS_PER_DROP: i32 = 1_000;
 
 /// A Postgres store: a connection that writes, and one that answers whoever asks.
 #[derive(Debug, Clone)]
@@ -165,7 +170,7 @@ impl Postgres {
         });
         let is_sound = match &done {
             Ok(_) => true,
-            Err(error) if error.is_retryable() => false,
+            Err(StoreError::Unavailable(_) | StoreError::TimedOut(_)) => false,
             // The transaction is rolled back with the next message.
             Err(_) => matches!(timeout(CALL_TIMEOUT, connection.ping()).await, Ok(Ok(()))),
         };
@@ -177,18 +182,27 @@ impl Postgres {
 
     pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
         let mut applied = Applied::default();
-        let mut rows = Vec::with_capacity(records.len());
+        // Row by row, so that a batch is in memory once and not in every form at a time.
+        let mut batch = String::from("[");
+        let mut rows = 0_u64;
         for (index, record) in records.iter().enumerate() {
             match encode(record) {
-                Ok(row) => rows.push(Incoming(row)),
+                Ok(row) => {
+                    let row = serde_json::to_string(&Incoming(row))
+                        .map_err(|error| StoreError::Rejected(error.to_string()))?;
+                    if rows > 0 {
+                        batch.push(',');
+                    }
+                    batch.push_str(&row);
+                    rows += 1;
+                }
                 Err(rejection) => applied.rejected.push((index, rejection)),
             }
         }
-        if rows.is_empty() {
+        if rows == 0 {
             return Ok(applied);
         }
-        let batch = serde_json::to_string(&rows)
-            .map_err(|error| StoreError::Rejected(error.to_string()))?;
+        batch.push(']');
         let stored = match self.record_usage(&batch).await {
             // The schema is looked at when it does not fit, not before every batch.
             Err(StoreError::Unusable(_)) => {
@@ -198,9 +212,7 @@ impl Postgres {
             stored => stored?,
         };
         applied.stored = u64::try_from(stored).unwrap_or_default();
-        applied.duplicates = u64::try_from(rows.len())
-            .unwrap_or_default()
-            .saturating_sub(applied.stored);
+        applied.duplicates = rows.saturating_sub(applied.stored);
         Ok(applied)
     }
 
@@ -215,6 +227,53 @@ impl Postgres {
         let done = timeout(BACKFILL_TIMEOUT, backfill(&mut lent.1, day)).await;
         let buckets = self.settle(lent, done).await?;
         Ok(u64::try_from(buckets).unwrap_or_default())
+    }
+
+    /// Calls a function; returns its value.
+    async fn call<T>(&self, mut call: QueryBuilder<Db>) -> Result<T, StoreError>
+    where
+        T: Type<Db> + for<'r> Decode<'r, Db> + Send + Unpin,
+    {
+        let mut lent = self.connection(&self.writer).await?;
+        let done = timeout(CALL_TIMEOUT, call_function(&mut lent.1, &mut call)).await;
+        self.settle(lent, done).await
+    }
+
+    pub(super) async fn today(&self) -> Result<NaiveDate, StoreError> {
+        self.prepare().await?;
+        self.call(QueryBuilder::new("select current_date")).await
+    }
+
+    pub(super) async fn prepare_days(
+        &self,
+        first: NaiveDate,
+        last: NaiveDate,
+    ) -> Result<(), StoreError> {
+        let mut call = QueryBuilder::new(
+            "select count(taffrail.ensure_partition(day::date)) from generate_series(",
+        );
+        call.push_bind(first).push("::timestamp, ");
+        call.push_bind(last)
+            .push("::timestamp, interval '1 day') as day");
+        let _days: i64 = self.call(call).await?;
+        Ok(())
+    }
+
+    pub(super) async fn drop_logs(
+        &self,
+        before: NaiveDate,
+    ) -> Result<Option<NaiveDate>, StoreError> {
+        let mut call = QueryBuilder::new("select taffrail.drop_oldest_partition(");
+        call.push_bind(before).push(")");
+        self.call(call).await
+    }
+
+    pub(super) async fn drop_aggregates(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        let mut call = QueryBuilder::new("select taffrail.drop_aggregates(");
+        call.push_bind(before).push(", ");
+        call.push_bind(SUMS_PER_DROP).push(")");
+        let dropped: i64 = self.call(call).await?;
+        Ok(u64::try_from(dropped).unwrap_or_default())
     }
 
     pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
@@ -372,6 +431,26 @@ async fn record_usage(connection: &mut PgConnection, batch: &str) -> Result<i64,
     stored.await.map_err(classify)
 }
 
+async fn call_function<T>(
+    connection: &mut PgConnection,
+    call: &mut QueryBuilder<Db>,
+) -> Result<T, StoreError>
+where
+    T: Type<Db> + for<'r> Decode<'r, Db> + Send + Unpin,
+{
+    let value = async {
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let value = call
+            .build_query_scalar()
+            .persistent(false)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(value)
+    };
+    value.await.map_err(classify)
+}
+
 async fn backfill(connection: &mut PgConnection, day: NaiveDate) -> Result<i64, StoreError> {
     let buckets = async {
         let mut transaction = connection.begin_with(BEGIN_BACKFILLING).await?;
@@ -474,6 +553,7 @@ fn classify(error: sqlx::Error) -> StoreError {
                 // Authorisation, a database or schema that is not there, a statement that does
                 // not fit it, damage.
                 "28" | "3D" | "3F" | "42" => StoreError::Unusable(told),
+                _ if code == "55P03" => StoreError::Locked(told),
                 _ if code == "XX001" || code == "XX002" => StoreError::Unusable(told),
                 // Cancelled, which is what the limit of a statement does.
                 _ if code == "57014" => StoreError::TimedOut(told),
