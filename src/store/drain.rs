@@ -372,7 +372,7 @@ impl Drain {
         if before == Some(health) {
             return;
         }
-        let error = error.map(|error| chain(error)).unwrap_or_default();
+        let error = error.map(ToString::to_string).unwrap_or_default();
         match health {
             Health::Up if before.is_some() => tracing::info!("the store takes records again"),
             Health::Up => {}
@@ -448,18 +448,6 @@ async fn or_cancelled<T>(
     future: impl Future<Output = T>,
 ) -> Result<T, Cancelled> {
     shutdown.run_until_cancelled(future).await.ok_or(Cancelled)
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Waits with full jitter: each is a random part of a limit that doubles, so that many drains do
