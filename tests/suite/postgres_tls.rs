@@ -91,7 +91,9 @@ async fn assert_refused(url: &str, told: &str) {
     let server = home.start().await;
     serve(&server, 0..3).await;
     eventually(&format!("the log tells: {told}"), async || {
+        // The metric follows the line.
         server.process.log().contains(told)
+            && server.scrape().await.0.contains("\ntaffrail_store_up 0")
     })
     .await;
     // Housekeeping may have been the first to be refused.
