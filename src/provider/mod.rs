@@ -5,7 +5,8 @@
 //! here.
 //!
 //! What the dialects share has its own files: `route` knows paths, `request` reads what is asked,
-//! `response` meters what is answered, `failure` says what an error means.
+//! `source` splits what is answered into documents, `response` meters it, `failure` says what an
+//! error means.
 
 mod anthropic;
 mod azure;
@@ -18,6 +19,7 @@ mod openrouter;
 mod request;
 mod response;
 mod route;
+mod source;
 
 use std::sync::Arc;
 use std::time::Duration;
