@@ -282,7 +282,10 @@ impl Rules {
         for (index, account) in config.accounts.iter().enumerate() {
             let table = KeyPath::new(["accounts", &index.to_string()]);
             let name = account.provider.as_str();
-            let is_known = provider::BUILTIN.contains(&name) || config.providers.contains_key(name);
+            let is_known = match provider::builtin(name) {
+                Some(provider) => provider.label() == name,
+                None => config.providers.contains_key(name),
+            };
             if name.is_empty() {
                 self.add(table.join("provider"), "missing", known_names(config));
             } else if !is_known && RESERVED_NAMES.contains(&name) {
@@ -490,10 +493,11 @@ fn built_in_names() -> String {
 fn known_names(config: &Config) -> String {
     let declared = config.providers.keys().map(String::as_str);
     let declared = declared.filter(|name| !provider::BUILTIN.contains(name));
-    std::iter::once(built_in_names().as_str())
-        .chain(declared)
-        .collect::<Vec<_>>()
-        .join(", ")
+    let vendors = provider::BUILTIN
+        .iter()
+        .copied()
+        .filter(|name| provider::builtin(name).is_some_and(|provider| provider.label() == *name));
+    vendors.chain(declared).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

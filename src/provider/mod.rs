@@ -241,8 +241,13 @@ pub struct RateLimit {
 
 /// A vendor's API.
 pub trait Provider: Send + Sync {
-    /// Route, configuration key and label alike.
+    /// Route and configuration key alike.
     fn name(&self) -> &str;
+    /// What records, metrics, prices and accounts call the vendor. A vendor whose API is at
+    /// several hosts has a provider for each, all of one label.
+    fn label(&self) -> &str {
+        self.name()
+    }
     /// The upstream that is used unless configuration overrides it; `None` if there is no
     /// default (a declared upstream).
     fn default_upstream(&self) -> Option<&'static str>;

@@ -184,12 +184,12 @@ impl Service {
                 started_at: clock::wall(),
                 started,
                 provider: route.provider.clone(),
-                name: route.name.clone(),
+                name: route.label.clone(),
                 call: call.clone(),
                 method: head.method.to_string(),
                 caller: self.identity.caller(&head.headers),
                 request: tap.clone(),
-                _in_flight: self.books.ledger.metrics().in_flight(&route.name),
+                _in_flight: self.books.ledger.metrics().in_flight(&route.label),
                 phase,
             },
         );
@@ -358,14 +358,14 @@ impl Service {
         } = exchanged;
         let metrics = self.books.ledger.metrics();
         if is_retried {
-            metrics.upstream_retry(&route.name);
+            metrics.upstream_retry(&route.label);
         }
         settlement.head(head.status, &head.headers);
         let is_injected = injection.is_done();
         if is_injected {
-            metrics.rewrite(&route.name, Rewrite::UsageInjection);
+            metrics.rewrite(&route.label, Rewrite::UsageInjection);
         } else if matches!(injection, Injection::Streaming(_)) {
-            metrics.rewrite(&route.name, Rewrite::Padding);
+            metrics.rewrite(&route.label, Rewrite::Padding);
         }
         let is_plain = !head.headers.contains_key(header::CONTENT_ENCODING);
         let filter =

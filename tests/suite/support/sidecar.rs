@@ -45,8 +45,13 @@ impl Setup {
 
 /// The route `/<name>/…` to the upstream of that URL.
 pub(crate) fn route(name: &str, provider: Arc<dyn Provider>, upstream: &str) -> Route {
+    let label = match provider.name() == name {
+        true => provider.label().into(),
+        false => name.into(),
+    };
     Route {
         name: name.into(),
+        label,
         provider,
         upstream: Upstream::parse(upstream).unwrap(),
         usage_injection: true,
