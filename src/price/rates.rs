@@ -367,6 +367,10 @@ const fn billed_as(unit: Unit) -> Option<Unit> {
 /// Whether `unit` can be another measure of what `other` counts, so that a model billed by
 /// `other` owes nothing for it.
 const fn measures_the_same(unit: Unit, other: Unit) -> bool {
+    // The provider's own units of billing are the whole bill.
+    if matches!(other, Unit::BillableUnit) {
+        return true;
+    }
     match unit {
         Unit::ComputeSecond | Unit::Request | Unit::BillableUnit => true,
         Unit::Image | Unit::Megapixel => is_yardstick(other) || matches!(other, Unit::OutputImage),
@@ -477,6 +481,10 @@ mod tests {
         assert_eq!(cost(&by_megapixel, stated), Ok((dec("0.0752"), false)));
         let free = seen.clone().with(Unit::BillableUnit, 0);
         assert_eq!(cost(&by_megapixel, free), Ok((dec("0"), false)));
+        let written = Usage::new()
+            .with(Unit::BillableUnit, 1)
+            .with(Unit::Input, 12);
+        assert_eq!(cost(&by_megapixel, written), Ok((dec("0.025"), false)));
         // Without the name of the unit nothing is guessed.
         assert_eq!(cost(&price(None), seen), Err(Unit::Image));
         let images = Usage::new().with(Unit::Image, 2);
