@@ -444,6 +444,8 @@ mod tests {
             .collect();
         let expected = [
             ("upstream anthropic", Status::Skip),
+            ("upstream fal", Status::Skip),
+            ("upstream fal-queue", Status::Skip),
             ("upstream groq", Status::Fail),
             ("upstream openai", Status::Fail),
             ("upstream openrouter", Status::Skip),

@@ -24,7 +24,7 @@ const PROVIDER_NAME_CHARS_MAX: usize = 32;
 
 /// Names that later versions build in: a provider declared under one of them would change its
 /// meaning then.
-const RESERVED_NAMES: &[&str] = &["replicate", "fal", "fal-queue", "fal-proxy"];
+const RESERVED_NAMES: &[&str] = &["replicate", "fal-proxy"];
 
 /// Headers that carry credentials besides API keys.
 const CREDENTIAL_FIELDS: [HeaderName; 2] = [header::PROXY_AUTHORIZATION, header::COOKIE];

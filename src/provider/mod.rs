@@ -13,6 +13,7 @@ mod azure;
 mod chat;
 mod cost;
 mod failure;
+mod fal;
 mod object;
 mod openai;
 mod openrouter;
@@ -264,7 +265,14 @@ pub trait Provider: Send + Sync {
 }
 
 /// The names of the providers that are built in.
-pub const BUILTIN: &[&str] = &[openai::NAME, azure::NAME, anthropic::NAME, openrouter::NAME];
+pub const BUILTIN: &[&str] = &[
+    openai::NAME,
+    azure::NAME,
+    anthropic::NAME,
+    openrouter::NAME,
+    fal::RUN,
+    fal::QUEUE,
+];
 
 /// The built-in provider of that name.
 pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
@@ -273,6 +281,8 @@ pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
         azure::NAME => Arc::new(azure::Azure),
         anthropic::NAME => Arc::new(anthropic::Anthropic),
         openrouter::NAME => Arc::new(openrouter::OpenRouter),
+        fal::RUN => Arc::new(fal::Fal(fal::Host::Run)),
+        fal::QUEUE => Arc::new(fal::Fal(fal::Host::Queue)),
         _ => return None,
     })
 }

@@ -26,10 +26,10 @@ use crate::wire::json::{Found, Kind, Path, Selector, Status, Want};
 pub(crate) const USAGE_BYTES_MAX: usize = 32 * 1024;
 
 /// The longest error message that is read; rows keep 256 characters of it.
-const MESSAGE_BYTES_MAX: usize = 4096;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 4096;
 
 /// The longest word (a type, a code, a reason) that is read.
-const WORD_BYTES_MAX: usize = 128;
+pub(crate) const WORD_BYTES_MAX: usize = 128;
 
 /// What a value means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -271,7 +271,7 @@ impl<C: Counts> Meter for ResponseMeter<C> {
 }
 
 /// The vendor's id of the request, out of the headers.
-fn request_id(vendor: &Vendor, head: ResponseHead<'_>) -> Option<String> {
+pub(crate) fn request_id(vendor: &Vendor, head: ResponseHead<'_>) -> Option<String> {
     vendor
         .request_id_headers
         .iter()
@@ -359,7 +359,7 @@ struct Answer<C> {
 
 /// Takes over a word that differs from what is known. Words repeat in every event of a stream,
 /// so the usual case must cost a comparison and no memory.
-fn replace(known: &mut Option<String>, text: &[u8]) {
+pub(crate) fn replace(known: &mut Option<String>, text: &[u8]) {
     let quoted = text
         .strip_prefix(b"\"")
         .and_then(|rest| rest.strip_suffix(b"\""));

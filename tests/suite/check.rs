@@ -110,6 +110,8 @@ async fn everything_in_order_passes() {
         "store.url",
         "upstream anthropic",
         "upstream azure",
+        "upstream fal",
+        "upstream fal-queue",
         "upstream openai",
         "upstream openrouter",
     ];

@@ -478,6 +478,12 @@ fn openrouter_means_what_its_fixtures_say() {
 }
 
 #[test]
+fn fal_means_what_its_fixtures_say() {
+    check("fal");
+    check("fal-queue");
+}
+
+#[test]
 fn the_chat_dialect_means_what_its_fixtures_say() {
     check("chat");
 }

@@ -118,7 +118,7 @@ impl Sidecar {
         };
         let (journal, _) = Journal::open(&journal, Arc::new(LocalDisk), Arc::new(|_| {})).unwrap();
         let journal = Arc::new(journal);
-        let names: Vec<&str> = setup.routes.iter().map(|route| &*route.name).collect();
+        let names: Vec<&str> = setup.routes.iter().map(|route| &*route.label).collect();
         let metrics = Arc::new(Metrics::new(
             &metrics::Config::default(),
             &setup.attribution.labels(),
