@@ -446,6 +446,7 @@ mod tests {
             ("upstream anthropic", Status::Skip),
             ("upstream fal", Status::Skip),
             ("upstream fal-queue", Status::Skip),
+            ("upstream fal-rest", Status::Skip),
             ("upstream groq", Status::Fail),
             ("upstream openai", Status::Fail),
             ("upstream openrouter", Status::Skip),

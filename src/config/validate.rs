@@ -24,7 +24,7 @@ const PROVIDER_NAME_CHARS_MAX: usize = 32;
 
 /// Names that later versions build in: a provider declared under one of them would change its
 /// meaning then.
-const RESERVED_NAMES: &[&str] = &["replicate", "fal-proxy"];
+const RESERVED_NAMES: &[&str] = &["replicate"];
 
 /// Headers that carry credentials besides API keys.
 const CREDENTIAL_FIELDS: [HeaderName; 2] = [header::PROXY_AUTHORIZATION, header::COOKIE];
@@ -238,6 +238,17 @@ impl Rules {
                     format!(
                         "lower-case letters, digits, - and _, a letter first, \
                          {PROVIDER_NAME_CHARS_MAX} characters or fewer"
+                    ),
+                );
+                continue;
+            }
+            if let Some(forwarding) = provider::forwarding(name) {
+                self.add(
+                    table,
+                    "a route without settings of its own",
+                    format!(
+                        "the upstreams of the hosts that it leads to: {}",
+                        forwarding.hosts
                     ),
                 );
                 continue;

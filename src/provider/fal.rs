@@ -1,5 +1,6 @@
 //! fal: models that run while the caller waits (`fal.run`), or as jobs in a queue
-//! (`queue.fal.run`), and OpenAI's dialect below a router of theirs.
+//! (`queue.fal.run`), OpenAI's dialect below a router of theirs, and what is around them
+//! (`rest.fal.ai`).
 //!
 //! <https://fal.ai/docs>. What a run consumed stands in a header, in the endpoint's own unit of
 //! billing, never in the body; what such a unit costs is the price book's to know. Without the
@@ -11,7 +12,7 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
@@ -23,12 +24,12 @@ use super::response::{
     Counts, MESSAGE_BYTES_MAX, Settled, USAGE_BYTES_MAX, Vendor, WORD_BYTES_MAX, replace,
     request_id, set_known,
 };
-use super::route::{self, Segments};
+use super::route::{self, Route, Segments, route};
 use super::source::{Documents, Framing, Source};
 use super::{
-    Call, End, JobCall, JobStage, JobView, Meter, Milestone, NAME_BYTES_MAX, Part, Provider,
-    RateLimit, Report, RequestFacts, RequestHead, RequestReader, ResponseHead, common_rate_limits,
-    request,
+    Call, End, Forwarding, JobCall, JobStage, JobView, Meter, Milestone, NAME_BYTES_MAX, Part,
+    Provider, RateLimit, Report, RequestFacts, RequestHead, RequestReader, ResponseHead,
+    common_rate_limits, request,
 };
 use crate::fault::{Outcome, ProviderError};
 use crate::record::{Fidelity, Operation};
@@ -42,8 +43,19 @@ pub(crate) const RUN: &str = "fal";
 /// Route and configuration key of the queue's host.
 pub(crate) const QUEUE: &str = "fal-queue";
 
+/// Route and configuration key of the host for uploads, tokens and the account.
+pub(crate) const REST: &str = "fal-rest";
+
 /// The vendor's API at one of its hosts.
 pub(crate) struct Fal(pub(crate) Host);
+
+/// What the vendor's JavaScript client asks of a proxy.
+pub(crate) static FORWARDING: Forwarding = Forwarding {
+    route: "fal-proxy",
+    header: HeaderName::from_static("x-fal-target-url"),
+    hosts: "fal.run, queue.fal.run, rest.fal.ai",
+    resolve,
+};
 
 /// A host of the vendor's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +64,44 @@ pub(crate) enum Host {
     Run,
     /// Takes jobs, and tells how they are.
     Queue,
+    /// Takes uploads, gives tokens, and tells of the account.
+    Rest,
 }
+
+impl Host {
+    const fn name(self) -> &'static str {
+        match self {
+            Host::Run => RUN,
+            Host::Queue => QUEUE,
+            Host::Rest => REST,
+        }
+    }
+
+    const fn upstream(self) -> &'static str {
+        match self {
+            Host::Run => "https://fal.run",
+            Host::Queue => "https://queue.fal.run",
+            Host::Rest => "https://rest.fal.ai",
+        }
+    }
+}
+
+/// The provider at the host of `url`, and the path there. The host must be spelled to the byte as
+/// it is above, without a user or a port: nothing is left that two readers of URLs could take
+/// for different hosts.
+fn resolve(url: &str) -> Option<(&'static str, &str)> {
+    let slash = url.strip_prefix("https://")?.find('/')?;
+    let (origin, path) = url.split_at_checked("https://".len() + slash)?;
+    let host = [Host::Run, Host::Queue, Host::Rest]
+        .into_iter()
+        .find(|host| host.upstream() == origin)?;
+    (!path.contains('#')).then_some((host.name(), path))
+}
+
+static REST_ROUTES: &[Route] = &[
+    route("POST", "/storage/*", Operation::Files),
+    route("POST", "/tokens/*", Operation::Control),
+];
 
 static VENDOR: Vendor = Vendor {
     request_id_headers: &["x-fal-request-id"],
@@ -76,10 +125,7 @@ const CANCEL: &str = "/{endpoint}/requests/{id}/cancel";
 
 impl Provider for Fal {
     fn name(&self) -> &str {
-        match self.0 {
-            Host::Run => RUN,
-            Host::Queue => QUEUE,
-        }
+        self.0.name()
     }
 
     fn label(&self) -> &str {
@@ -87,16 +133,14 @@ impl Provider for Fal {
     }
 
     fn default_upstream(&self) -> Option<&'static str> {
-        Some(match self.0 {
-            Host::Run => "https://fal.run",
-            Host::Queue => "https://queue.fal.run",
-        })
+        Some(self.0.upstream())
     }
 
     fn recognise(&self, head: RequestHead<'_>) -> Call {
         let known = match self.0 {
             Host::Run => recognise_run(head),
             Host::Queue => recognise_job(head),
+            Host::Rest => recognise_rest(head),
         };
         known.unwrap_or_else(|| Call {
             operation: route::unknown(head.method),
@@ -179,6 +223,18 @@ fn recognise_job(head: RequestHead<'_>) -> Option<Call> {
         route: Cow::Borrowed(ENDPOINT),
         model: endpoint(head.path, ""),
         job: Some(JobCall::Submit),
+    })
+}
+
+/// A call at the host where nothing runs, if it is known.
+fn recognise_rest(head: RequestHead<'_>) -> Option<Call> {
+    let names = Segments::of(head.path);
+    let (known, template) = route::find(REST_ROUTES, "", head.method, names.from(0))?;
+    Some(Call {
+        operation: known.operation,
+        route: Cow::Borrowed(template),
+        model: None,
+        job: None,
     })
 }
 
@@ -895,7 +951,7 @@ mod tests {
             // An alias may be called so; only what follows an alias is not part of the name.
             ("/acme/stream", ENDPOINT, "acme/stream"),
             ("/openrouter/router", ENDPOINT, "openrouter/router"),
-            (&long, ENDPOINT, &long[1..]),
+            (&long, ENDPOINT, long.trim_start_matches('/')),
         ] {
             let call = call(Host::Run, Method::POST, path);
             assert_eq!(call.operation, Operation::Prediction, "{path}");
@@ -957,6 +1013,21 @@ mod tests {
         assert_eq!((chat.operation, chat.model), (Operation::Chat, None));
         let odd = call(Host::Run, Method::POST, "/openrouter/router/openai/v1/4711");
         assert_eq!(odd.route, route::UNKNOWN_ROUTE);
+    }
+
+    #[test]
+    fn a_target_is_a_path_at_a_known_host() {
+        for (url, name, path) in [
+            ("https://fal.run/fal-ai/flux/dev", RUN, "/fal-ai/flux/dev"),
+            (
+                "https://queue.fal.run/a/b?logs=1&u=https://x/",
+                QUEUE,
+                "/a/b?logs=1&u=https://x/",
+            ),
+            ("https://rest.fal.ai/", REST, "/"),
+        ] {
+            assert_eq!(resolve(url), Some((name, path)), "{url}");
+        }
     }
 
     #[test]

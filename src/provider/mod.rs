@@ -272,6 +272,7 @@ pub const BUILTIN: &[&str] = &[
     openrouter::NAME,
     fal::RUN,
     fal::QUEUE,
+    fal::REST,
 ];
 
 /// The built-in provider of that name.
@@ -283,8 +284,30 @@ pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
         openrouter::NAME => Arc::new(openrouter::OpenRouter),
         fal::RUN => Arc::new(fal::Fal(fal::Host::Run)),
         fal::QUEUE => Arc::new(fal::Fal(fal::Host::Queue)),
+        fal::REST => Arc::new(fal::Fal(fal::Host::Rest)),
         _ => return None,
     })
+}
+
+/// A route without an upstream of its own. A request to it says in a header which URL it is
+/// for, and goes on by the route of the provider at that URL's host, to whatever upstream that
+/// route has.
+#[derive(Debug)]
+pub struct Forwarding {
+    /// The route: the whole path.
+    pub route: &'static str,
+    /// The header that holds the URL.
+    pub header: HeaderName,
+    /// The hosts that are known, for people.
+    pub hosts: &'static str,
+    /// The name of the provider at the URL's host, and the URL's path and query; `None` unless it
+    /// is an https URL at a known host.
+    pub resolve: fn(&str) -> Option<(&'static str, &str)>,
+}
+
+/// The forwarding of that route, if it is one.
+pub fn forwarding(route: &str) -> Option<&'static Forwarding> {
+    (route == fal::FORWARDING.route).then_some(&fal::FORWARDING)
 }
 
 /// A declared provider that speaks the OpenAI dialect (`dialect = "chat"`), under its own name.

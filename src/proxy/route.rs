@@ -46,6 +46,11 @@ impl Routes {
         self.0.get(name).map(|route| (route, rest))
     }
 
+    /// The route of that name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Route>> {
+        self.0.get(name)
+    }
+
     /// The names, in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.0.keys()

@@ -112,6 +112,7 @@ async fn everything_in_order_passes() {
         "upstream azure",
         "upstream fal",
         "upstream fal-queue",
+        "upstream fal-rest",
         "upstream openai",
         "upstream openrouter",
     ];

@@ -481,6 +481,7 @@ fn openrouter_means_what_its_fixtures_say() {
 fn fal_means_what_its_fixtures_say() {
     check("fal");
     check("fal-queue");
+    check("fal-rest");
 }
 
 #[test]

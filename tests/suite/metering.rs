@@ -26,13 +26,14 @@ use crate::support::sidecar::{Setup, Sidecar, route};
 use crate::support::vendor::{self, Asked, Finish, Framing, Reply, Vendor};
 
 /// The folders of fixtures. The last one is a provider that configuration declares.
-const FOLDERS: [&str; 7] = [
+const FOLDERS: [&str; 8] = [
     "openai",
     "azure",
     "anthropic",
     "openrouter",
     "fal",
     "fal-queue",
+    "fal-rest",
     "chat",
 ];
 
