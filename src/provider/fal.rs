@@ -183,11 +183,15 @@ fn recognise_run(head: RequestHead<'_>) -> Option<Call> {
         });
     }
     let names = Segments::of(head.path);
-    let (operation, template, last) = match (head.method, names.from(0)) {
-        (&Method::GET, [_, _, .., "realtime"]) => (Operation::Realtime, REALTIME, "realtime"),
-        (&Method::POST, [_, _, .., "stream"]) => (Operation::Prediction, STREAM, "stream"),
-        (&Method::POST, [_, _, ..]) => (Operation::Prediction, ENDPOINT, ""),
-        _ => return None,
+    if !may_run(head.method, &names) {
+        return None;
+    }
+    let (operation, template, last) = match names.from(2) {
+        [.., "realtime"] if head.method == Method::GET => {
+            (Operation::Realtime, REALTIME, "realtime")
+        }
+        [.., "stream"] => (Operation::Prediction, STREAM, "stream"),
+        _ => (Operation::Prediction, ENDPOINT, ""),
     };
     Some(Call {
         operation,
@@ -217,13 +221,19 @@ fn recognise_job(head: RequestHead<'_>) -> Option<Call> {
             job: route::name(id).map(JobCall::Follow),
         });
     }
-    let is_submit = head.method == Method::POST && names.get(1).is_some();
-    is_submit.then(|| Call {
+    may_run(head.method, &names).then(|| Call {
         operation: Operation::Prediction,
         route: Cow::Borrowed(ENDPOINT),
         model: endpoint(head.path, ""),
         job: Some(JobCall::Submit),
     })
+}
+
+/// Whether the names are those of an endpoint, and the method one that runs it. Clients may send
+/// the input as a query, with a GET.
+fn may_run(method: &Method, names: &Segments<'_>) -> bool {
+    let is_run = matches!(*method, Method::POST | Method::GET);
+    is_run && names.get(1).is_some() && !names.from(2).contains(&"requests")
 }
 
 /// A call at the host where nothing runs, if it is known.
@@ -961,6 +971,8 @@ mod tests {
             );
             assert_eq!(call.job, None);
         }
+        let by_query = call(Host::Run, Method::GET, "/fal-ai/flux/dev");
+        assert_eq!(by_query, call(Host::Run, Method::POST, "/fal-ai/flux/dev"));
         let too_long = format!("/a/{}", "b".repeat(NAME_BYTES_MAX));
         assert_eq!(call(Host::Run, Method::POST, &too_long).model, None);
     }
@@ -994,8 +1006,10 @@ mod tests {
         }
         for (method, path) in [
             (Method::GET, "/fal-ai/flux/requests"),
-            (Method::GET, "/flux/requests/4711"),
             (Method::GET, "/fal-ai/flux/requests/4711/cancel"),
+            (Method::POST, "/fal-ai/flux/requests/4711/again"),
+            (Method::GET, "/health"),
+            (Method::PUT, "/fal-ai/flux"),
             (Method::DELETE, "/fal-ai/flux/requests/4711"),
         ] {
             let call = call(Host::Queue, method, path);

@@ -203,15 +203,15 @@ fn what_is_unknown_may_cost_unless_it_only_reads() {
                 .recognise(head(method, "/no/such/path", &headers))
                 .operation
         };
-        // At fal each path that is posted to names a model.
-        let is_named_by_path = provider.label() == "fal";
-        let expected = match is_named_by_path {
-            true => Operation::Prediction,
-            false => Operation::Other,
-        };
-        assert_eq!(operation(&Method::POST), expected);
         assert_eq!(operation(&Method::PUT), Operation::Other);
-        assert_eq!(operation(&Method::GET), Operation::Control);
+        assert_eq!(operation(&Method::DELETE), Operation::Control);
+        // At fal each path names a model, which a GET runs as well.
+        let (post, get) = match provider.name() {
+            "fal" | "fal-queue" => (Operation::Prediction, Operation::Prediction),
+            _ => (Operation::Other, Operation::Control),
+        };
+        assert_eq!(operation(&Method::POST), post);
+        assert_eq!(operation(&Method::GET), get);
     }
 }
 
