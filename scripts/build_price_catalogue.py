@@ -144,6 +144,50 @@ ADDITIONS = {
     },
 }
 
+# Replicate's hardware by its SKU, in dollars a second (https://replicate.com/pricing). The API
+# tells neither what hardware costs nor what a model runs on, so that a user's file says which
+# model or deployment costs the same as which hardware.
+HARDWARE = "hardware, by Replicate's pricing page"
+REPLICATE_HARDWARE = {
+    "cpu": "0.0001",
+    "gpu-t4": "0.000225",
+    "gpu-a40-small": "0.000575",
+    "gpu-a40-large": "0.000725",
+    "gpu-a40-large-2x": "0.00145",
+    "gpu-a40-large-4x": "0.0029",
+    "gpu-a40-large-8x": "0.0058",
+    "gpu-l40s": "0.000975",
+    "gpu-2x-l40s": "0.00195",
+    "gpu-4x-l40s": "0.0039",
+    "gpu-8x-l40s": "0.0078",
+    "gpu-a100-large": "0.0014",
+    "gpu-a100-large-2x": "0.0028",
+    "gpu-a100-large-4x": "0.0056",
+    "gpu-a100-large-8x": "0.0112",
+    "gpu-h100": "0.001525",
+    "gpu-h100-2x": "0.00305",
+    "gpu-h100-4x": "0.0061",
+    "gpu-h100-8x": "0.0122",
+}
+
+# Prices that no source lists: (provider, model) -> rates by unit, and where they are published.
+PUBLISHED = {
+    ("replicate", "black-forest-labs/flux-schnell"): ({"image": "0.003"}, "the model's page"),
+    ("replicate", "black-forest-labs/flux-pro"): ({"image": "0.055"}, "the model's page"),
+    **{
+        ("replicate", sku): ({"compute_second": rate}, HARDWARE)
+        for sku, rate in REPLICATE_HARDWARE.items()
+    },
+}
+
+# What the vendor calls a model that a source lists under another name.
+ALSO_NAMED = {
+    ("replicate", "meta/llama-3-8b"): ["meta/meta-llama-3-8b"],
+    ("replicate", "meta/llama-3-8b-instruct"): ["meta/meta-llama-3-8b-instruct"],
+    ("replicate", "meta/llama-3-70b"): ["meta/meta-llama-3-70b"],
+    ("replicate", "meta/llama-3-70b-instruct"): ["meta/meta-llama-3-70b-instruct"],
+}
+
 # Models whose genai-prices entry is out of date, so that LiteLLM's is taken whole.
 LITELLM_IS_NEWER = {
     ("deepseek", "deepseek-chat"): "prices of 2025-09 without off-peak hours",
@@ -225,8 +269,8 @@ LITELLM_KEY = re.compile(
 UNIT_ORDER = [
     "input", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write", "output",
     "reasoning", "input_audio", "output_audio", "input_image", "output_image", "image",
-    "megapixel", "video_second", "audio_second", "character", "page", "search", "request",
-    "billable_unit",
+    "megapixel", "video_second", "audio_second", "compute_second", "character", "page", "search",
+    "request", "billable_unit",
 ]  # fmt: skip
 
 DATE_SUFFIX = re.compile(r"[-@]20\d\d-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])$")
@@ -778,6 +822,13 @@ def build(date, versions, providers, entries):
                 models.append(Model(name, [], [Price()], "o"))
                 models[-1].prices[0].variants = variants
                 applied.append((ours, name, "variants", "the published list price"))
+        for (provider, name), (rates, why) in PUBLISHED.items():
+            if provider == ours and all(model.name != name for model in models):
+                models.append(Model(name, [], [Price()], "o"))
+                models[-1].prices[0].rates.base = dict(rates)
+                applied.append((ours, name, ", ".join(rates), why))
+        for model in models:
+            model.aliases += ALSO_NAMED.get((ours, model.name), [])
         listed, rows = set(), []
         for model in sorted(models, key=lambda model: model.name):
             correct(ours, model, applied, date)

@@ -23,12 +23,16 @@ use crate::ledger::Ledger;
 use crate::metrics::{JournalFault, JournalReading, Metrics, Reason, Stage, process};
 use crate::price::PriceBook;
 use crate::provider;
+use crate::proxy::jobs::Jobs;
 use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
 use crate::store::Store;
 use crate::store::drain::{Drain, Event, Shipped};
 
 /// How long the last shipment may take once the process is told to hurry.
 const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
+
+/// How often open jobs are looked over.
+const JOBS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A running server.
 pub struct App {
@@ -162,6 +166,7 @@ struct Traffic {
     journal: Arc<Journal>,
     draining: CancellationToken,
     drain: JoinHandle<()>,
+    expiring: JoinHandle<()>,
 }
 
 impl Traffic {
@@ -183,8 +188,14 @@ impl Traffic {
         let journal = Arc::new(journal);
         let instance = instance();
         let ledger = Ledger::new(metrics.clone(), journal.clone());
+        let jobs = Arc::new(Jobs::new(
+            config.jobs.clone(),
+            ledger.clone(),
+            prices.clone(),
+            instance.clone(),
+        ));
         let torn_tails = recovery.torn_tails;
-        recover(recovery, &ledger, &instance);
+        recover(recovery, &ledger, &jobs, &instance);
         let bytes_max = config.journal.max_bytes.as_u64();
         metrics.watch_journal(journal_watch(&journal, bytes_max, torn_tails));
 
@@ -206,6 +217,7 @@ impl Traffic {
             ledger,
             prices,
             instance,
+            jobs: jobs.clone(),
             tls,
         };
         Ok(Traffic {
@@ -214,6 +226,7 @@ impl Traffic {
             journal,
             draining,
             drain,
+            expiring: tokio::spawn(expire(jobs)),
         })
     }
 
@@ -225,6 +238,7 @@ impl Traffic {
         ready: &AtomicBool,
     ) -> anyhow::Result<()> {
         self.proxy.stop(self.grace, hurried.cancelled()).await;
+        self.expiring.abort();
         ready.store(false, Ordering::Relaxed);
         let journal = self.journal.clone();
         let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
@@ -247,6 +261,18 @@ impl Traffic {
             tracing::warn!(pending, "records wait in the journal for the next start");
         }
         synced.context("the journal is not durable")
+    }
+}
+
+/// Looks after open jobs, for ever.
+async fn expire(jobs: Arc<Jobs>) {
+    loop {
+        tokio::time::sleep(JOBS_INTERVAL).await;
+        let jobs = jobs.clone();
+        // It may write to the journal.
+        tokio::task::spawn_blocking(move || jobs.expire(clock::wall()))
+            .await
+            .ok();
     }
 }
 
@@ -337,19 +363,27 @@ fn instance() -> Instance {
     }
 }
 
-/// Takes over what the last process left in the journal: its records are pending, and its
-/// requests under way become records of their own.
-fn recover(recovery: Recovery, ledger: &Ledger, instance: &Instance) {
+/// Takes over what the last process left in the journal: its records are pending, its jobs go on,
+/// and its requests under way become records of their own.
+fn recover(recovery: Recovery, ledger: &Ledger, jobs: &Jobs, instance: &Instance) {
     let metrics = ledger.metrics();
     metrics.records(Stage::Journaled, Reason::Recovered, recovery.records);
-    let orphans = recovery.orphans.len();
-    for orphan in recovery.orphans {
-        ledger.complete(&orphan.interrupted(instance.clone()));
+    let (open_jobs, interrupted): (Vec<_>, Vec<_>) = recovery
+        .orphans
+        .into_iter()
+        .partition(|orphan| orphan.job.is_some());
+    let (open_jobs_count, interrupted_count) = (open_jobs.len(), interrupted.len());
+    for job in open_jobs {
+        jobs.restore(job);
     }
-    if recovery.records > 0 || orphans > 0 {
+    for intent in interrupted {
+        ledger.complete(&intent.interrupted(instance.clone()));
+    }
+    if recovery.records > 0 || interrupted_count > 0 || open_jobs_count > 0 {
         tracing::info!(
             records = recovery.records,
-            interrupted = orphans,
+            interrupted = interrupted_count,
+            open_jobs = open_jobs_count,
             "took over what the last process left in the journal"
         );
     }

@@ -450,6 +450,7 @@ mod tests {
             ("upstream groq", Status::Fail),
             ("upstream openai", Status::Fail),
             ("upstream openrouter", Status::Skip),
+            ("upstream replicate", Status::Skip),
         ];
         assert_eq!(
             failed,

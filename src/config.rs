@@ -23,7 +23,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::proxy::{self, AttributionConfig, MeterConfig, Providers};
+use crate::proxy::{self, AttributionConfig, MeterConfig, Providers, jobs};
 use crate::{admin, journal, metrics, store, telemetry};
 
 pub use load::{
@@ -60,7 +60,7 @@ pub struct Config {
     /// When periodic work runs.
     pub schedule: Schedule,
     /// Asynchronous jobs: predictions, queued images, videos, background responses.
-    pub jobs: Jobs,
+    pub jobs: jobs::Config,
     /// How long rows are kept.
     pub retention: Retention,
     /// Prices beyond the embedded catalogue.
@@ -80,7 +80,6 @@ impl Config {
             ("providers.*.billing_url", has_billing_url),
             ("accounts", !self.accounts.is_empty()),
             ("schedule", self.schedule != Schedule::default()),
-            ("jobs", self.jobs != Jobs::default()),
             ("retention", self.retention != Retention::default()),
         ]
         .into_iter()
@@ -135,34 +134,6 @@ impl Default for Schedule {
         Self {
             balances: "0 0 */6 * * *".to_owned(),
             prices: "0 30 3 * * *".to_owned(),
-        }
-    }
-}
-
-/// Asynchronous jobs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Jobs {
-    /// How long a job may go without anyone asking for its end before Taffrail asks itself.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub followup_after: Duration,
-    /// How long the half of a job that one process saw waits for the half of another.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub join_grace: Duration,
-    /// The age at which a job whose end was never seen is recorded as `unresolved`.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub deadline: Duration,
-}
-
-impl Default for Jobs {
-    fn default() -> Self {
-        Self {
-            followup_after: Duration::from_mins(10),
-            join_grace: Duration::from_hours(1),
-            deadline: Duration::from_hours(24),
         }
     }
 }

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::clock;
 use crate::journal::{self, Journal};
 use crate::metrics::{Metrics, Reason, Stage};
@@ -38,6 +40,11 @@ impl Ledger {
         if let Err(error) = self.journal.intent(intent) {
             tracing::debug!(%error, "intent not written");
         }
+    }
+
+    /// Takes back what [`Ledger::begin`] noted: the request makes no row.
+    pub fn abandon(&self, id: Uuid) {
+        self.journal.abandon(id);
     }
 
     /// Enters a finished request that makes a row. It is counted while the journal takes it, so

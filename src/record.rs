@@ -314,11 +314,47 @@ pub struct Intent {
     /// Who asked.
     #[serde(flatten)]
     pub caller: Caller,
+    /// The job that it has become, once the provider has accepted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Job>,
+}
+
+/// An asynchronous job that a provider has accepted: what its submit tells of its row.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The provider's id of the job.
+    pub id: String,
+    /// The status of the answer to the submit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_status: Option<u16>,
+    /// The model that the answer named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_served: Option<String>,
+    /// The provider's id of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_request_id: Option<String>,
+    /// Bytes of the request's body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_bytes: Option<u64>,
+    /// Bytes of the response's body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_bytes: Option<u64>,
+    /// From the request's arrival to the first byte of the response's body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte_us: Option<u64>,
+    /// Time that Taffrail itself spent on the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead_us: Option<u64>,
+    /// Size and quality asked for, where a price depends on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_variant: Option<String>,
 }
 
 impl Intent {
     /// The record of a request whose end nobody saw, because the process died.
     pub fn interrupted(self, instance: Instance) -> UsageRecord {
+        let is_job = self.job.is_some();
+        let job = self.job.unwrap_or_default();
         UsageRecord {
             id: self.id,
             started_at: self.started_at,
@@ -328,26 +364,26 @@ impl Intent {
             method: self.method,
             route: self.route,
             model_requested: self.model_requested,
-            model_served: None,
+            model_served: job.model_served,
             upstream_provider: None,
             service_tier: None,
             streamed: false,
-            job_id: None,
+            job_id: is_job.then_some(job.id),
             polls: None,
-            provider_request_id: None,
+            provider_request_id: job.provider_request_id,
             outcome: Outcome::Interrupted,
-            http_status: None,
+            http_status: job.http_status,
             error_code: None,
             error_message: None,
             finish_reason: None,
             duration_us: None,
-            first_byte_us: None,
+            first_byte_us: job.first_byte_us,
             first_token_us: None,
-            overhead_us: None,
+            overhead_us: job.overhead_us,
             queue_us: None,
             run_us: None,
-            request_bytes: None,
-            response_bytes: None,
+            request_bytes: job.request_bytes,
+            response_bytes: job.response_bytes,
             usage: Usage::new(),
             fidelity: Fidelity::Partial,
             raw_usage: None,
@@ -376,6 +412,7 @@ mod tests {
             route: "/v1/chat/completions".into(),
             model_requested: Some("gpt-4o-mini".into()),
             caller: Caller::default(),
+            job: None,
         }
     }
 

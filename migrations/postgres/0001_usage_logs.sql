@@ -65,6 +65,11 @@ create table taffrail.api_usage_logs (
 
 -- `taffrail logs` pages through it backwards, `taffrail usage` reads a window of it forwards.
 create index api_usage_logs_started_at on taffrail.api_usage_logs (started_at desc, id desc);
+-- Those pages by provider, which may have few rows among many, and by outcome. What went well is
+-- found without an index of its own, and costs none.
+create index api_usage_logs_provider on taffrail.api_usage_logs (provider, started_at desc, id desc);
+create index api_usage_logs_outcome on taffrail.api_usage_logs (outcome, started_at desc, id desc)
+    where outcome <> 'ok';
 
 comment on table taffrail.api_usage_logs is
     'One row per request or job that can cost money, inserted once by record_usage() and changed only by re-costing. Null is unknown, never zero.';

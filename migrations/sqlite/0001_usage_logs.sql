@@ -63,3 +63,8 @@ create table api_usage_logs (
 
 -- `taffrail logs` pages through it backwards, `taffrail usage` reads a window of it forwards.
 create index api_usage_logs_started_at on api_usage_logs (started_at desc, id desc);
+-- Those pages by provider, which may have few rows among many, and by outcome. What went well is
+-- found without an index of its own, and costs none.
+create index api_usage_logs_provider on api_usage_logs (provider, started_at desc, id desc);
+create index api_usage_logs_outcome on api_usage_logs (outcome, started_at desc, id desc)
+    where outcome <> 'ok';

@@ -22,15 +22,8 @@ use crate::telemetry;
 /// The longest provider name, in characters: it is a path segment of every request.
 const PROVIDER_NAME_CHARS_MAX: usize = 32;
 
-/// Names that later versions build in: a provider declared under one of them would change its
-/// meaning then.
-const RESERVED_NAMES: &[&str] = &["replicate"];
-
 /// Headers that carry credentials besides API keys.
 const CREDENTIAL_FIELDS: [HeaderName; 2] = [header::PROXY_AUTHORIZATION, header::COOKIE];
-
-/// What is wrong with a reserved name.
-const NOT_YET: &str = "this version does not have the provider";
 
 /// A rule that does not hold.
 #[derive(Debug, Clone, PartialEq)]
@@ -253,11 +246,6 @@ impl Rules {
                 );
                 continue;
             }
-            if built_in.is_none() && RESERVED_NAMES.contains(&name.as_str()) {
-                let accepted = format!("a built-in name: {}, or another one", built_in_names());
-                self.add(table, NOT_YET, accepted);
-                continue;
-            }
             let default = built_in.as_ref().and_then(|known| known.default_upstream());
             if provider.upstream.is_none() && default.is_none() {
                 self.add(
@@ -299,8 +287,6 @@ impl Rules {
             };
             if name.is_empty() {
                 self.add(table.join("provider"), "missing", known_names(config));
-            } else if !is_known && RESERVED_NAMES.contains(&name) {
-                self.add(table.join("provider"), NOT_YET, known_names(config));
             } else if !is_known {
                 let what = format!("{:?} is not a known provider", account.provider);
                 self.add(table.join("provider"), what, known_names(config));

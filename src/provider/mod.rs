@@ -17,6 +17,7 @@ mod fal;
 mod object;
 mod openai;
 mod openrouter;
+mod replicate;
 mod request;
 mod response;
 mod route;
@@ -270,6 +271,7 @@ pub const BUILTIN: &[&str] = &[
     azure::NAME,
     anthropic::NAME,
     openrouter::NAME,
+    replicate::NAME,
     fal::RUN,
     fal::QUEUE,
     fal::REST,
@@ -282,6 +284,7 @@ pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
         azure::NAME => Arc::new(azure::Azure),
         anthropic::NAME => Arc::new(anthropic::Anthropic),
         openrouter::NAME => Arc::new(openrouter::OpenRouter),
+        replicate::NAME => Arc::new(replicate::Replicate),
         fal::RUN => Arc::new(fal::Fal(fal::Host::Run)),
         fal::QUEUE => Arc::new(fal::Fal(fal::Host::Queue)),
         fal::REST => Arc::new(fal::Fal(fal::Host::Rest)),

@@ -7,10 +7,13 @@
 //! Nothing here decides about traffic, and nothing here waits for a store.
 
 mod body;
+mod costing;
 pub mod descriptors;
 mod guard;
 mod headers;
 mod identity;
+pub mod job_urls;
+pub mod jobs;
 mod refusal;
 mod relay;
 pub mod rewrite;

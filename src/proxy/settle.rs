@@ -20,14 +20,17 @@ use crate::clock::{self, micros};
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
 use crate::metrics::{InFlight, Phase as Half};
-use crate::money::Usd;
-use crate::price::{Missing, PriceBook, Query};
-use crate::provider::{Call, End, Meter, Milestone, Provider, Report, RequestFacts, ResponseHead};
+use crate::price::PriceBook;
+use crate::provider::{
+    Call, End, JobCall, JobStage, JobView, Meter, Milestone, Provider, Report, RequestFacts,
+    ResponseHead,
+};
 use crate::proxy::body::RequestTap;
+use crate::proxy::costing;
 use crate::proxy::guard::guarded;
+use crate::proxy::jobs::Jobs;
 use crate::proxy::refusal::Refusal;
-use crate::record::{CostSource, Fidelity, Intent, UnpricedReason, UsageRecord};
-use crate::usage::Usage;
+use crate::record::{Fidelity, Intent, Job, Operation, UnpricedReason, UsageRecord};
 use crate::wire::inflate::{Decoding, Inflater};
 
 /// What every settlement of a process shares.
@@ -35,6 +38,7 @@ pub(super) struct Books {
     pub(super) ledger: Ledger,
     pub(super) prices: Arc<PriceBook>,
     pub(super) instance: Instance,
+    pub(super) jobs: Arc<Jobs>,
     /// Whether control calls make rows too.
     pub(super) control_rows: bool,
     /// Set when the process gives up waiting for what is under way.
@@ -248,6 +252,24 @@ enum Conclusion<'a> {
     Refused(&'a Refusal),
 }
 
+/// What a response told of a job.
+struct Seen {
+    view: JobView,
+    report: Report,
+}
+
+/// Leaves of a report on a job what belongs to the call that asked for it: the job's usage and
+/// fate are the job's alone.
+fn own_part(report: &mut Report, status: Option<u16>) {
+    report.outcome = status.map_or(Outcome::Ok, Outcome::from_status);
+    report.parts.clear();
+    report.stated_cost = None;
+    report.raw_usage = None;
+    report.fidelity = Fidelity::Complete;
+    report.error_code = None;
+    report.error_message = None;
+}
+
 impl Open {
     fn makes_row(&self) -> bool {
         self.books.control_rows || !self.opening.call.operation.is_control()
@@ -278,6 +300,26 @@ impl Open {
                 .clone()
                 .or_else(|| call.model.clone()),
             caller: caller.clone(),
+            job: None,
+        }
+    }
+
+    /// The intent of the job that this request has submitted.
+    fn intent_of_job(&self, record: &UsageRecord, id: String) -> Intent {
+        let facts = self.opening.request.borrow().facts().clone();
+        Intent {
+            job: Some(Job {
+                id,
+                http_status: record.http_status,
+                model_served: record.model_served.clone(),
+                provider_request_id: record.provider_request_id.clone(),
+                request_bytes: record.request_bytes,
+                response_bytes: record.response_bytes,
+                first_byte_us: record.first_byte_us,
+                overhead_us: record.overhead_us,
+                image_variant: facts.image_variant,
+            }),
+            ..self.intent()
         }
     }
 
@@ -285,11 +327,27 @@ impl Open {
         let started = clock::instant();
         let books = self.books.clone();
         let makes_row = self.makes_row();
-        let record = self.record(conclusion);
-        if makes_row {
-            books.ledger.complete(&record);
-        } else {
-            books.ledger.count(&record);
+        let (mut record, seen) = self.record(conclusion);
+        match (&self.opening.call.job, seen) {
+            // The job's row is made when it is settled; for now this is a control call.
+            (Some(JobCall::Submit), Some(seen)) if seen.view.stage != JobStage::Settled => {
+                let intent = self.intent_of_job(&record, seen.view.id.clone());
+                record.operation = Operation::Control;
+                record.unpriced_reason = None;
+                books.ledger.count(&record);
+                let has_ended = seen.view.stage == JobStage::Ended;
+                books.jobs.accept(intent, has_ended.then_some(seen.report));
+            }
+            (job, seen) => {
+                if makes_row {
+                    books.ledger.complete(&record);
+                } else {
+                    books.ledger.count(&record);
+                }
+                if let (Some(JobCall::Follow(_)), Some(seen)) = (job, seen) {
+                    books.jobs.see(&record.provider, seen.view, seen.report);
+                }
+            }
         }
         books
             .ledger
@@ -299,7 +357,7 @@ impl Open {
         self.opening.phase.wait();
     }
 
-    fn record(&mut self, conclusion: Conclusion<'_>) -> UsageRecord {
+    fn record(&mut self, conclusion: Conclusion<'_>) -> (UsageRecord, Option<Seen>) {
         let settling = clock::instant();
         let mut record = self.intent().interrupted(self.books.instance.clone());
         let request = self.opening.request.borrow();
@@ -327,7 +385,7 @@ impl Open {
                     .may_have_cost()
                     .then_some(UnpricedReason::Incomplete);
                 record.overhead_us = Some(self.request_overhead_us);
-                return record;
+                return (record, None);
             }
         };
         let finished = self.tap.take().map(|tap| tap.finish(end, &facts));
@@ -335,8 +393,27 @@ impl Open {
             self.count_panics(panics);
             report
         });
+        let mut seen = None;
         match report {
-            Some(report) => self.enter(&mut record, report, &facts),
+            Some(mut report) => {
+                if let (Some(_), Some(view)) = (&self.opening.call.job, &report.job) {
+                    let view = view.clone();
+                    let whole = report.clone();
+                    if matches!(self.opening.call.job, Some(JobCall::Follow(_))) {
+                        own_part(&mut report, self.status);
+                    }
+                    seen = Some(Seen {
+                        view,
+                        report: whole,
+                    });
+                }
+                costing::enter(
+                    &self.books.prices,
+                    &mut record,
+                    report,
+                    facts.image_variant.as_deref(),
+                );
+            }
             // Nobody read the response: all that is known is what the transport shows.
             None => record.outcome = unread_outcome(end, self.status),
         }
@@ -352,10 +429,10 @@ impl Open {
             }
         }
         if record.cost_usd.is_none() && record.unpriced_reason.is_none() {
-            record.unpriced_reason = unpriced_without_usage(&record, end);
+            record.unpriced_reason = costing::unpriced_without_usage(&record, end);
         }
         record.overhead_us = Some(self.request_overhead_us + micros(settling.elapsed()));
-        record
+        (record, seen)
     }
 
     fn count_panics(&self, panics: u32) {
@@ -363,94 +440,6 @@ impl Open {
             self.books.ledger.metrics().meter_panic();
         }
     }
-
-    /// Enters what the meter reported, and prices it.
-    fn enter(&self, record: &mut UsageRecord, report: Report, facts: &RequestFacts) {
-        record.outcome = report.outcome;
-        record.fidelity = report.fidelity;
-        record.usage = Usage::total_of(report.parts.iter().map(|part| &part.usage));
-        match (report.stated_cost, report.fidelity) {
-            (Some(stated), _) => {
-                record.cost_usd = Some(stated.total);
-                record.cost_upstream_usd = stated.upstream;
-                record.cost_source = Some(CostSource::Provider);
-            }
-            // What is missing of a malformed usage would count as free.
-            (None, Fidelity::Malformed) => {
-                record.unpriced_reason = Some(UnpricedReason::UsageMissing);
-            }
-            (None, _) if record.usage.is_empty() => {}
-            (None, fidelity) => match self.price(record, &report, facts) {
-                Ok(priced) => {
-                    let is_inferred =
-                        report.estimated || priced.is_estimated || fidelity != Fidelity::Complete;
-                    record.cost_usd = Some(priced.cost.normalize());
-                    record.price_version = Some(priced.version.to_string());
-                    record.cost_source = Some(match is_inferred {
-                        true => CostSource::Estimated,
-                        false => CostSource::Catalog,
-                    });
-                }
-                Err(reason) => record.unpriced_reason = Some(reason),
-            },
-        }
-        record.error_code = report.error_code;
-        record.error_message = report.error_message;
-        record.finish_reason = report.finish_reason;
-        record.model_served = report.model_served;
-        record.upstream_provider = report.upstream_provider;
-        record.service_tier = report.service_tier;
-        record.provider_request_id = report.provider_request_id;
-        record.raw_usage = report.raw_usage;
-    }
-
-    /// Prices the parts one by one; there is a cost only if every part has one.
-    fn price(
-        &self,
-        record: &UsageRecord,
-        report: &Report,
-        facts: &RequestFacts,
-    ) -> Result<Total, UnpricedReason> {
-        let served = report
-            .model_served
-            .as_deref()
-            .or(record.model_requested.as_deref());
-        let mut total = Total {
-            cost: Usd::ZERO,
-            version: "".into(),
-            is_estimated: false,
-        };
-        for part in report.parts.iter().filter(|part| !part.usage.is_empty()) {
-            let model = part
-                .model
-                .as_deref()
-                .or(served)
-                .ok_or(UnpricedReason::ModelMissing)?;
-            let priced = self.books.prices.price(&Query {
-                provider: &self.opening.name,
-                model,
-                usage: &part.usage,
-                service_tier: report.service_tier.as_deref(),
-                region: report.region.as_deref(),
-                image_variant: facts.image_variant.as_deref(),
-                at: record.started_at,
-            });
-            let missing = priced
-                .missing
-                .map_or(UnpricedReason::ModelUnknown, Missing::reason);
-            total.cost = total.cost + priced.cost.ok_or(missing)?;
-            total.version = priced.version;
-            total.is_estimated |= priced.estimated;
-        }
-        Ok(total)
-    }
-}
-
-/// The cost of all parts of a response.
-struct Total {
-    cost: Usd,
-    version: Arc<str>,
-    is_estimated: bool,
 }
 
 /// How a request ended whose response no meter has read.
@@ -460,20 +449,5 @@ fn unread_outcome(end: End, status: Option<u16>) -> Outcome {
         End::Truncated => Outcome::UpstreamTruncated,
         End::Cancelled => Outcome::ClientCancelled,
         End::TimedOut => Outcome::UpstreamTimeout,
-    }
-}
-
-/// Why a record without any usage has no cost. An error that the provider answered is not
-/// counted as missing usage: no usage was due.
-fn unpriced_without_usage(record: &UsageRecord, end: End) -> Option<UnpricedReason> {
-    if record.operation.is_control() {
-        return None;
-    }
-    if end != End::Complete {
-        return Some(UnpricedReason::Incomplete);
-    }
-    match record.outcome {
-        Outcome::Ok | Outcome::ContentFiltered => Some(UnpricedReason::UsageMissing),
-        _ => None,
     }
 }

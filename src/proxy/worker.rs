@@ -26,6 +26,7 @@ use crate::ledger::Ledger;
 use crate::metrics::{Connection, Listener, ProxyError};
 use crate::price::PriceBook;
 use crate::proxy::identity::Identity;
+use crate::proxy::jobs::Jobs;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::relay::DrainLimits;
 use crate::proxy::route::Routes;
@@ -71,6 +72,8 @@ pub struct ProxyParts {
     pub prices: Arc<PriceBook>,
     /// Where this process runs.
     pub instance: Instance,
+    /// The jobs that are not settled.
+    pub jobs: Arc<Jobs>,
     /// TLS towards providers.
     pub tls: Arc<rustls::ClientConfig>,
 }
@@ -94,6 +97,7 @@ struct Shared {
     ledger: Ledger,
     prices: Arc<PriceBook>,
     instance: Instance,
+    jobs: Arc<Jobs>,
     tls: Arc<rustls::ClientConfig>,
     is_aborting: Arc<AtomicBool>,
     under_way: Arc<AtomicUsize>,
@@ -132,6 +136,7 @@ impl Proxy {
             ledger: parts.ledger,
             prices: parts.prices,
             instance: parts.instance,
+            jobs: parts.jobs,
             tls: parts.tls,
             is_aborting: Arc::new(AtomicBool::new(false)),
             under_way: Arc::new(AtomicUsize::new(0)),
@@ -283,6 +288,7 @@ fn service(shared: &Arc<Shared>) -> Service {
             ledger: shared.ledger.clone(),
             prices: shared.prices.clone(),
             instance: shared.instance.clone(),
+            jobs: shared.jobs.clone(),
             control_rows: shared.meter.control_rows,
             is_aborting: shared.is_aborting.clone(),
             under_way: shared.under_way.clone(),

@@ -485,6 +485,7 @@ mod tests {
             route: "/".into(),
             model_requested: None,
             caller: crate::caller::Caller::default(),
+            job: None,
         }
         .interrupted(crate::caller::Instance::default());
         let folder = tempfile::tempdir().unwrap();

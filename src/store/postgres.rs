@@ -21,6 +21,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, Postgres as Db, QueryBuilde
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
+use crate::fault::Outcome;
 use crate::record::UsageRecord;
 
 use super::query::{Dimension, LogQuery, Source, Totals, UsageQuery, UsageRow, sources};
@@ -617,6 +618,10 @@ fn logs_query(query: &LogQuery) -> QueryBuilder<Db> {
     }
     if let Some(outcome) = query.outcome {
         select.push(" and outcome = ").push_bind(outcome.as_str());
+        if outcome != Outcome::Ok {
+            // The index of outcomes holds these alone.
+            select.push(" and outcome <> 'ok'");
+        }
     }
     select.push(" order by api_usage_logs.started_at desc, api_usage_logs.id desc limit ");
     select.push_bind(i64::from(query.limit));

@@ -437,6 +437,7 @@ mod tests {
             route: "/v1/chat/completions".into(),
             model_requested: Some("gpt-4o-mini".into()),
             caller: Caller::default(),
+            job: None,
         }
         .interrupted(Instance::default())
     }

@@ -261,6 +261,10 @@ impl Sqlite {
         }
         if let Some(outcome) = query.outcome {
             select.push(" and outcome = ").push_bind(outcome.as_str());
+            if outcome != Outcome::Ok {
+                // The index of outcomes holds these alone.
+                select.push(" and outcome <> 'ok'");
+            }
         }
         select.push(" order by started_at desc, id desc limit ");
         select.push_bind(i64::from(query.limit));

@@ -115,6 +115,7 @@ async fn everything_in_order_passes() {
         "upstream fal-rest",
         "upstream openai",
         "upstream openrouter",
+        "upstream replicate",
     ];
     assert_eq!(seen, expected.map(|name| (name, Status::Ok)));
     assert!(passed(&items));

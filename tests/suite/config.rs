@@ -232,7 +232,6 @@ fn keys_that_nothing_acts_on_yet_are_known() {
             "admin.token_file",
             "accounts",
             "schedule",
-            "jobs",
             "retention"
         ]
     );

@@ -44,6 +44,7 @@ pub(crate) fn chat(provider: &str, model: &str) -> UsageRecord {
         route: "/v1/chat/completions".to_owned(),
         model_requested: Some(model.to_owned()),
         caller: Caller::default(),
+        job: None,
     };
     UsageRecord {
         streamed: true,

@@ -1,7 +1,13 @@
-//! fal has several hosts, and a client that tells a proxy in a header where a request goes.
+//! fal has several hosts, a client that tells a proxy in a header where a request goes, and jobs
+//! whose end is told in two places.
+
+use std::time::Duration;
 
 use serde_json::Value;
+use taffrail::fault::Outcome;
 use taffrail::provider;
+use taffrail::record::Operation;
+use taffrail::usage::{Unit, Usage};
 
 use crate::support::books::samples;
 use crate::support::http::{Seen, ask};
@@ -66,7 +72,8 @@ async fn each_host_has_a_route_and_all_have_one_name() {
     }
     let target = || vec!["/fal-ai/flux/dev?x=1".to_owned(); 2];
     assert_eq!(fal.asked(), [target(), target(), target()]);
-    let records = fal.sidecar.records(6).await;
+    // A job that was submitted makes its row when it is settled.
+    let records = fal.sidecar.records(4).await;
     for record in &records {
         assert_eq!(&*record.provider, "fal");
     }
@@ -102,8 +109,8 @@ async fn a_target_in_a_header_goes_to_the_upstream_of_its_host() {
         "/storage/upload/initiate?storage_type=a",
     ];
     assert_eq!(fal.asked(), expected.map(|target| vec![target.to_owned()]));
-    // An upload makes no row.
-    let records = fal.sidecar.records(2).await;
+    // Neither an upload nor a job that has not ended makes a row.
+    let records = fal.sidecar.records(1).await;
     for record in &records {
         let seen = (
             &*record.provider,
@@ -210,4 +217,56 @@ async fn a_target_anywhere_else_is_refused_and_nothing_is_sent() {
     let elsewhere = "x-fal-target-url: https://queue.fal.run/a/b";
     assert_eq!(fal.post("/fal/fal-ai/flux", &[elsewhere]).await.status, 200);
     assert_eq!(fal.asked()[0], ["/fal-ai/flux"]);
+}
+
+/// The job of the fixtures.
+const JOB: &str = "764cabcf-b745-4b3e-ae38-1200304cf45b";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_makes_one_row_of_its_submit_its_status_and_its_result() {
+    const SUBMIT: &str =
+        r#"{"status":"IN_QUEUE","request_id":"764cabcf-b745-4b3e-ae38-1200304cf45b"}"#;
+    let statuses = std::sync::Mutex::new(
+        [
+            r#"{"status":"COMPLETED","metrics":{"inference_time":3.7}}"#,
+            r#"{"status":"IN_PROGRESS"}"#,
+            r#"{"status":"IN_QUEUE","queue_position":0}"#,
+        ]
+        .to_vec(),
+    );
+    let queue = Vendor::start(move |asked| match asked.method.as_str() {
+        "POST" => Reply::json(SUBMIT),
+        _ if asked.target.ends_with("/status") => {
+            Reply::json(statuses.lock().unwrap().pop().unwrap())
+        }
+        _ => Reply::json(r#"{"images":[{"width":512,"height":512}]}"#)
+            .with("x-fal-billable-units", "2"),
+    })
+    .await;
+    let provider = provider::builtin("fal-queue").unwrap();
+    let routes = vec![route("fal-queue", provider, &queue.url())];
+    let sidecar = Sidecar::start_setup(Setup::new(routes));
+    let request = |method: &str, path: &str| {
+        format!("{method} /fal-queue/fal-ai/flux/{path} HTTP/1.1\r\nhost: a\r\n\r\n")
+    };
+    // The submit names the whole endpoint, what follows only its first two names.
+    ask(sidecar.address, request("POST", "schnell").as_bytes()).await;
+    for tail in ["/status", "/status", "/status", "", "", "/response"] {
+        let follow = request("GET", &format!("requests/{JOB}{tail}"));
+        assert_eq!(ask(sidecar.address, follow.as_bytes()).await.status, 200);
+    }
+    let record = sidecar.records(1).await.remove(0);
+    assert_eq!(record.operation, Operation::Prediction);
+    assert_eq!(record.outcome, Outcome::Ok);
+    assert_eq!(record.model(), Some("fal-ai/flux/schnell"));
+    assert_eq!(record.job_id.as_deref(), Some(JOB));
+    assert_eq!(record.polls, Some(4));
+    let run = record.run_us.map(Duration::from_micros);
+    assert_eq!(run, Some(Duration::from_millis(3700)));
+    let expected = Usage::new()
+        .with(Unit::BillableUnit, 2)
+        .with(Unit::Image, 1);
+    assert_eq!(record.usage, expected);
+    let cost = record.cost_usd.map(|cost| cost.to_string());
+    assert_eq!(cost.as_deref(), Some("0.006"));
 }

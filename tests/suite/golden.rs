@@ -478,6 +478,11 @@ fn openrouter_means_what_its_fixtures_say() {
 }
 
 #[test]
+fn replicate_means_what_its_fixtures_say() {
+    check("replicate");
+}
+
+#[test]
 fn fal_means_what_its_fixtures_say() {
     check("fal");
     check("fal-queue");

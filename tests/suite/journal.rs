@@ -55,6 +55,7 @@ fn intent(n: u64) -> Intent {
         route: "/v1/chat/completions".into(),
         model_requested: Some("gpt-4o-mini".into()),
         caller: Caller::default(),
+        job: None,
     }
 }
 

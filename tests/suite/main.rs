@@ -28,6 +28,7 @@ mod migrate;
 mod misbehaviour;
 mod outages;
 mod postgres;
+mod predictions;
 mod prices;
 mod providers;
 mod relay;

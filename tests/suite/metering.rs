@@ -25,14 +25,14 @@ use crate::support::http::{Ending, Seen, ask, ask_and_leave};
 use crate::support::sidecar::{Setup, Sidecar, route};
 use crate::support::vendor::{self, Asked, Finish, Framing, Reply, Vendor};
 
-/// The folders of fixtures. The last one is a provider that configuration declares.
-const FOLDERS: [&str; 8] = [
+/// The folders of fixtures whose records are those of their calls; a job's is not. The last one is a
+/// provider that configuration declares.
+const FOLDERS: [&str; 7] = [
     "openai",
     "azure",
     "anthropic",
     "openrouter",
     "fal",
-    "fal-queue",
     "fal-rest",
     "chat",
 ];

@@ -333,6 +333,53 @@ fn other_vendors_cost_what_their_price_lists_say() {
 }
 
 #[test]
+fn jobs_of_replicate_cost_what_their_metrics_or_their_hardware_say() {
+    use Unit::{BillableUnit, ComputeSecond, Image, Input, Output, VideoSecond};
+    let document = include_str!("../../docs/prices.md");
+    let (_, section) = document.split_once("## Replicate").unwrap();
+    let overlay = section.split("```").nth(1).unwrap();
+    let overlay = overlay.strip_prefix("toml").unwrap();
+    let told = BOOK.clone().with_overlay(overlay).unwrap();
+    let seconds = |text: &str| Usage::new().with(ComputeSecond, dec(text));
+    let cost = |book: &PriceBook, model: &str, usage: &Usage| {
+        let priced = book.price(&query("replicate", model, usage));
+        match priced.cost {
+            Some(cost) => Ok((cost.to_string(), priced.estimated)),
+            None => Err(priced.missing.unwrap()),
+        }
+    };
+    let dollars = |text: &str| Ok((text.to_owned(), false));
+
+    // What a job makes is billed, and the time beside it is not: 39 × 0.05 + 149 × 0.25
+    let said = seconds("2.1").with(Input, 39).with(Output, 149);
+    let llama = "meta/meta-llama-3-8b-instruct";
+    assert_eq!(cost(&BOOK, llama, &said), dollars("0.0000392"));
+    let painted = seconds("0.432").with(Image, 2);
+    let schnell = "black-forest-labs/flux-schnell";
+    assert_eq!(cost(&BOOK, schnell, &painted), dollars("0.006"));
+    let filmed = seconds("121.5").with(BillableUnit, 1).with(VideoSecond, 6);
+    assert_eq!(cost(&told, "minimax/video-01", &filmed), dollars("0.5"));
+
+    // Seconds cost nothing that could be told until the hardware is.
+    let painted = seconds("4.484541").with(Image, 1);
+    let sdxl = "stability-ai/sdxl";
+    assert_eq!(cost(&BOOK, sdxl, &painted), Err(Missing::Model));
+    // 4.484541 × 0.000975
+    assert_eq!(cost(&told, sdxl, &painted), dollars("0.004372427475"));
+    // 4.484541 × 0.000725
+    assert_eq!(
+        cost(&told, "acme/my-app-image-generator", &painted),
+        dollars("0.003251292225")
+    );
+    // 2.1 × 0.0014
+    assert_eq!(cost(&told, "acme/my-llama", &said), dollars("0.00294"));
+    assert_eq!(
+        cost(&BOOK, llama, &seconds("1.5")),
+        Err(Missing::Unit(ComputeSecond))
+    );
+}
+
+#[test]
 fn a_price_holds_from_its_day_and_in_its_hours() {
     use Unit::{Input, Output};
     let book = &*BOOK;

@@ -60,6 +60,7 @@ pub(crate) fn record(started_at: DateTime<Utc>, number: u64) -> UsageRecord {
             trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
             span_id: Some("00f067aa0ba902b7".into()),
         },
+        job: None,
     };
     let mut record = intent.interrupted(Instance {
         instance: "web-7d9f".into(),

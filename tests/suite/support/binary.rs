@@ -425,6 +425,7 @@ fn finished(number: u64) -> (Intent, UsageRecord) {
             trace_id: Some(ask.trace_id()),
             ..Caller::default()
         },
+        job: None,
     };
     let mut record = intent.clone().interrupted(Instance::default());
     let (input, output) = ask.tokens();

@@ -12,6 +12,7 @@ use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{self, Metrics};
 use taffrail::price::PriceBook;
 use taffrail::provider::Provider;
+use taffrail::proxy::jobs::{self, Jobs};
 use taffrail::proxy::{
     AttributionConfig, Config, MeterConfig, Proxy, ProxyParts, Route, Routes, Upstream, tls_config,
 };
@@ -124,14 +125,22 @@ impl Sidecar {
             &setup.attribution.labels(),
             &names,
         ));
+        let ledger = Ledger::new(metrics.clone(), journal.clone());
+        let prices = Arc::new(PriceBook::embedded());
         let parts = ProxyParts {
             config: setup.config,
             meter: setup.meter,
             attribution: setup.attribution,
             pepper: String::new(),
             routes: Routes::new(setup.routes),
-            ledger: Ledger::new(metrics.clone(), journal.clone()),
-            prices: Arc::new(PriceBook::embedded()),
+            jobs: Arc::new(Jobs::new(
+                jobs::Config::default(),
+                ledger.clone(),
+                prices.clone(),
+                Instance::default(),
+            )),
+            ledger,
+            prices,
             instance: Instance::default(),
             tls: setup.tls,
         };

@@ -1,0 +1,226 @@
+//! Asynchronous jobs that have been accepted and are not settled yet.
+//!
+//! A job is several exchanges: its submit, polls, and one that is the first to tell all there is
+//! to know of it. Each is counted as a control call when it happens; the job makes one row, when
+//! it is settled, with the id and the caller of its submit. Until then its intent stays open in
+//! the journal, so that a restart goes on with it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::caller::Instance;
+use crate::clock;
+use crate::fault::Outcome;
+use crate::ledger::Ledger;
+use crate::price::PriceBook;
+use crate::provider::{End, JobStage, JobView, Report};
+use crate::proxy::costing;
+use crate::record::{Intent, UsageRecord};
+
+/// The most jobs that are kept open. One more is recorded as unresolved at once.
+const OPEN_MAX: usize = 10_000;
+
+/// Asynchronous jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How long a job may go without anyone asking for its end before Taffrail asks itself.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub followup_after: Duration,
+    /// How long the half of a job that one process saw waits for the half of another.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub join_grace: Duration,
+    /// The age at which a job whose end was never seen is recorded as `unresolved`.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub deadline: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            followup_after: Duration::from_mins(10),
+            join_grace: Duration::from_hours(1),
+            deadline: Duration::from_hours(24),
+        }
+    }
+}
+
+/// The open jobs of a process.
+pub struct Jobs {
+    config: Config,
+    ledger: Ledger,
+    prices: Arc<PriceBook>,
+    instance: Instance,
+    open: Mutex<HashMap<Key, Open>>,
+}
+
+/// Provider and job id.
+type Key = (Arc<str>, String);
+
+/// An open job.
+struct Open {
+    intent: Intent,
+    /// How often it was asked for; unknown after a restart.
+    polls: Option<u32>,
+    /// When it was seen to have ended, and what that view told, which was not all.
+    ended: Option<(DateTime<Utc>, Report)>,
+}
+
+impl Jobs {
+    /// No jobs yet.
+    pub fn new(config: Config, ledger: Ledger, prices: Arc<PriceBook>, instance: Instance) -> Jobs {
+        Jobs {
+            config,
+            ledger,
+            prices,
+            instance,
+            open: Mutex::default(),
+        }
+    }
+
+    /// Goes on with a job of the last process, whose intent is in the journal.
+    pub fn restore(&self, intent: Intent) {
+        self.open(intent, None, None);
+    }
+
+    /// How many jobs are open.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Takes on a job that was accepted: the intent of its submit, with the job. `ended` is what was
+    /// told if it has ended already and that was not all.
+    pub(super) fn accept(&self, intent: Intent, ended: Option<Report>) {
+        self.open(intent, Some(0), ended);
+    }
+
+    fn open(&self, intent: Intent, polls: Option<u32>, ended: Option<Report>) {
+        let Some(job) = &intent.job else { return };
+        let key = (intent.provider.clone(), job.id.clone());
+        let mut jobs = self.lock();
+        if jobs.contains_key(&key) {
+            // A submit that was sent again, to a provider who knows it again.
+            drop(jobs);
+            self.ledger.abandon(intent.id);
+            return;
+        }
+        let job = Open {
+            intent,
+            polls,
+            ended: ended.map(|report| (clock::wall(), report)),
+        };
+        if jobs.len() >= OPEN_MAX {
+            drop(jobs);
+            tracing::warn!(
+                job_id = key.1,
+                open_max = OPEN_MAX,
+                "too many jobs are open; this one is recorded as unresolved"
+            );
+            self.settle(job);
+            return;
+        }
+        // Before anybody can see its end: what closes the intent must come after it.
+        self.ledger.begin(&job.intent);
+        jobs.insert(key, job);
+    }
+
+    /// Takes in what a call that asked for a job was told. Jobs that this process did not submit
+    /// are another one's to record.
+    pub(super) fn see(&self, provider: &Arc<str>, view: JobView, report: Report) {
+        let key = (provider.clone(), view.id);
+        let now = clock::wall();
+        let mut jobs = self.lock();
+        let Some(job) = jobs.get_mut(&key) else {
+            return;
+        };
+        job.polls = job.polls.map(|polls| polls.saturating_add(1));
+        match view.stage {
+            JobStage::Open => {}
+            JobStage::Ended => {
+                job.ended.get_or_insert((now, report));
+            }
+            JobStage::Settled => {
+                let job = jobs.remove(&key);
+                drop(jobs);
+                if let Some(mut job) = job {
+                    job.ended = Some(settled(job.ended.take(), now, report));
+                    self.settle(job);
+                }
+            }
+        }
+    }
+
+    /// Records the jobs that nothing more will be learnt of: those that ended and whose result
+    /// nobody fetched in time, and those that have reached the deadline.
+    pub fn expire(&self, now: DateTime<Utc>) {
+        let is_older = |since: DateTime<Utc>, limit: Duration| {
+            now.signed_duration_since(since)
+                .to_std()
+                .is_ok_and(|age| age >= limit)
+        };
+        let expired: Vec<Open> = self
+            .lock()
+            .extract_if(|_, job| {
+                let has_ended = |(at, _): &(_, _)| is_older(*at, self.config.join_grace);
+                job.ended.as_ref().is_some_and(has_ended)
+                    || is_older(job.intent.started_at, self.config.deadline)
+            })
+            .map(|(_, job)| job)
+            .collect();
+        for job in expired {
+            self.settle(job);
+        }
+    }
+
+    /// Makes the job's row.
+    fn settle(&self, job: Open) {
+        let image_variant = job
+            .intent
+            .job
+            .as_ref()
+            .and_then(|job| job.image_variant.clone());
+        let mut record: UsageRecord = job.intent.interrupted(self.instance.clone());
+        record.polls = job.polls;
+        record.outcome = Outcome::Unresolved;
+        if let Some((at, report)) = job.ended {
+            let duration = at.signed_duration_since(record.started_at).to_std();
+            record.duration_us = duration.ok().map(clock::micros);
+            record.unpriced_reason = None;
+            costing::enter(&self.prices, &mut record, report, image_variant.as_deref());
+            if record.cost_usd.is_none() && record.unpriced_reason.is_none() {
+                record.unpriced_reason = costing::unpriced_without_usage(&record, End::Complete);
+            }
+        }
+        self.ledger.complete(&record);
+    }
+
+    /// A poisoned lock is taken all the same: a panic elsewhere must not stop the metering.
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The end of a job that a view at `now` settles. An earlier view may have told when it ended and
+/// how long it ran, which the one with its usage need not repeat.
+fn settled(
+    earlier: Option<(DateTime<Utc>, Report)>,
+    now: DateTime<Utc>,
+    mut report: Report,
+) -> (DateTime<Utc>, Report) {
+    let Some((ended_at, earlier)) = earlier else {
+        return (now, report);
+    };
+    if let (Some(view), Some(earlier)) = (&mut report.job, earlier.job) {
+        view.queue = view.queue.or(earlier.queue);
+        view.run = view.run.or(earlier.run);
+    }
+    (ended_at, report)
+}

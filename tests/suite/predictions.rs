@@ -1,0 +1,124 @@
+//! Replicate's predictions through the proxy: one row each, whoever asks and however often.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use taffrail::fault::Outcome;
+use taffrail::provider;
+use taffrail::record::{Fidelity, Operation, UsageRecord};
+use taffrail::usage::Unit;
+
+use crate::golden::fixtures;
+use crate::support::http::ask;
+use crate::support::sidecar::{Setup, Sidecar, route};
+use crate::support::vendor::{Reply, Vendor};
+
+const MODEL: &str = "meta/meta-llama-3-8b-instruct";
+const JOB: &str = "gm3qorzdhgbfurvjtvhg6dckhu";
+
+/// What a fixture's response has for a body.
+fn body(case: &str) -> String {
+    let fixture = fixtures("replicate")
+        .into_iter()
+        .find(|fixture| fixture.name() == case)
+        .unwrap();
+    String::from_utf8(fixture.response.body).unwrap()
+}
+
+/// A sidecar before a vendor who answers with these, one after the other.
+async fn sidecar(answers: Vec<String>) -> (Vendor, Sidecar) {
+    let next = AtomicUsize::new(0);
+    let vendor = Vendor::start(move |_| {
+        let answer = &answers[next.fetch_add(1, Ordering::Relaxed)];
+        Reply::json(answer.clone())
+    })
+    .await;
+    let replicate = provider::builtin("replicate").unwrap();
+    let routes = vec![route("replicate", replicate, &vendor.url())];
+    let sidecar = Sidecar::start_setup(Setup::new(routes));
+    (vendor, sidecar)
+}
+
+async fn create(sidecar: &Sidecar) {
+    let body = r#"{"input":{"prompt":"Say hi."}}"#;
+    let request = format!(
+        "POST /replicate/v1/models/{MODEL}/predictions HTTP/1.1\r\nhost: a\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    assert_eq!(ask(sidecar.address, request.as_bytes()).await.status, 200);
+}
+
+async fn poll(sidecar: &Sidecar) {
+    let request = format!("GET /replicate/v1/predictions/{JOB} HTTP/1.1\r\nhost: a\r\n\r\n");
+    assert_eq!(ask(sidecar.address, request.as_bytes()).await.status, 200);
+}
+
+/// 39 × 0.05 + 149 × 0.25 dollars for a million.
+fn assert_settled(record: &UsageRecord) {
+    assert_eq!(record.operation, Operation::Prediction);
+    assert_eq!(record.outcome, Outcome::Ok);
+    assert_eq!(record.fidelity, Fidelity::Complete);
+    assert_eq!(record.model(), Some(MODEL));
+    assert_eq!(record.job_id.as_deref(), Some(JOB));
+    assert_eq!(record.queue_us, Some(772_000));
+    assert_eq!(record.run_us, Some(2_100_000));
+    assert_eq!(record.usage.tokens(Unit::Input), Some(39));
+    assert_eq!(record.usage.tokens(Unit::Output), Some(149));
+    let cost = record.cost_usd.map(|cost| cost.to_string());
+    assert_eq!(cost.as_deref(), Some("0.0000392"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prediction_makes_one_row_however_often_it_is_asked_for() {
+    let (_vendor, sidecar) = sidecar(vec![
+        body("create-model"),
+        body("get-starting"),
+        body("get-processing"),
+        body("get-succeeded-tokens"),
+        body("get-succeeded-tokens"),
+        body("create-wait-succeeded"),
+    ])
+    .await;
+    create(&sidecar).await;
+    for _ in 0..4 {
+        poll(&sidecar).await;
+    }
+    // Held until its end, a create makes its row at once, and no more rows are before it.
+    create(&sidecar).await;
+    let records = sidecar.records(2).await;
+    for record in &records {
+        assert_settled(record);
+    }
+    assert_eq!(records[0].polls, Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_name_of_its_own_costs_what_was_asked_for() {
+    let internal = |case: &str| {
+        let name = "replicate-internal/llama-3-8b-instruct-int8-triton";
+        body(case).replace(MODEL, name)
+    };
+    let (_vendor, sidecar) = sidecar(vec![
+        body("create-internal-model"),
+        internal("get-succeeded-tokens"),
+    ])
+    .await;
+    create(&sidecar).await;
+    poll(&sidecar).await;
+    let records = sidecar.records(1).await;
+    assert_settled(&records[0]);
+    assert_eq!(records[0].model_served, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_that_come_after_the_end_are_waited_for() {
+    let (_vendor, sidecar) = sidecar(vec![
+        body("create-wait-succeeded-without-metrics"),
+        body("get-succeeded-tokens"),
+    ])
+    .await;
+    create(&sidecar).await;
+    poll(&sidecar).await;
+    let records = sidecar.records(1).await;
+    assert_settled(&records[0]);
+}
