@@ -21,11 +21,10 @@ check: ## Format, lints and documentation, warnings as errors.
 golden: ## Rewrite golden files and generated documents; review the diff like code.
 	UPDATE_GOLDEN=1 cargo test --locked
 
-torture: ## The long forms of the reliability tests, on a release build.
+torture: ## The long forms of the reliability tests, on a release build, one after the other.
 	scripts/test-setup.sh
-	cargo build --locked --release
-	TAFFRAIL_TORTURE=1 TAFFRAIL_BINARY=$(CURDIR)/target/release/taffrail \
-		cargo test --locked --test suite -- --nocapture torture:: limits::
+	TAFFRAIL_TORTURE=1 cargo test --locked --release --test suite -- --nocapture --test-threads=1 \
+		torture:: limits:: outages:: poison::
 
 bench: ## What metering and the Postgres store cost, measured on a release build.
 	scripts/test-setup.sh

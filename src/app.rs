@@ -17,6 +17,8 @@ use crate::admin;
 use crate::caller::Instance;
 use crate::clock;
 use crate::config::{Config, Role};
+use crate::exporter::housekeeping::keep_house;
+use crate::exporter::schedule::{Schedule, Task};
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
@@ -37,6 +39,7 @@ const JOBS_INTERVAL: Duration = Duration::from_secs(1);
 /// A running server.
 pub struct App {
     traffic: Option<Traffic>,
+    schedule: Option<Schedule>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
     store: Store,
@@ -85,6 +88,10 @@ impl App {
                 config, listener, routes, prices, &metrics, &store,
             )?),
         };
+        let schedule = match config.role {
+            Role::All | Role::Exporter => Some(Schedule::start(tasks(config, &store), &metrics)?),
+            Role::Sidecar => None,
+        };
         let ready = Arc::new(AtomicBool::new(true));
         let serving_admin = CancellationToken::new();
         let state = admin::State {
@@ -100,6 +107,7 @@ impl App {
         let admin = tokio::spawn(admin::serve(listener, state, serving_admin.clone()));
         Ok(App {
             traffic,
+            schedule,
             admin_address,
             ready,
             store,
@@ -129,9 +137,9 @@ impl App {
         &self.store
     }
 
-    /// Stops in the order that loses nothing: traffic finishes, the journal is made durable, the
-    /// drain ships the rest. `hurry` cuts the waiting short: for traffic, and then for the store;
-    /// what that does not take waits in the journal.
+    /// Stops in the order that loses nothing: periodic work ends at once, traffic finishes, the
+    /// journal is made durable, the drain ships the rest. `hurry` cuts the waiting short: for
+    /// traffic, and then for the store; what that does not take waits in the journal.
     ///
     /// # Errors
     /// When the journal cannot be made durable.
@@ -149,9 +157,15 @@ impl App {
     }
 
     async fn wind_down(self, hurried: &CancellationToken) -> anyhow::Result<()> {
+        if let Some(schedule) = self.schedule {
+            schedule.stop().await;
+        }
         let stopped = match self.traffic {
             Some(traffic) => traffic.stop(&self.store, hurried, &self.ready).await,
-            None => Ok(()),
+            None => {
+                self.store.close().await;
+                Ok(())
+            }
         };
         self.serving_admin.cancel();
         self.admin.await?;
@@ -262,6 +276,20 @@ impl Traffic {
         }
         synced.context("the journal is not durable")
     }
+}
+
+/// What the exporter does by the clock.
+fn tasks(config: &Config, store: &Store) -> Vec<Task> {
+    let (store, retention) = (store.clone(), Arc::new(config.retention.clone()));
+    let housekeeping = Task {
+        name: "housekeeping",
+        cron: config.schedule.housekeeping.clone(),
+        run: Box::new(move || {
+            let (store, retention) = (store.clone(), retention.clone());
+            Box::pin(async move { Ok(keep_house(&store, &retention).await?) })
+        }),
+    };
+    vec![housekeeping]
 }
 
 /// Looks after open jobs, for ever.

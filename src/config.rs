@@ -18,11 +18,12 @@ mod validate;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::exporter::housekeeping::Retention;
+use crate::exporter::schedule;
 use crate::proxy::{self, AttributionConfig, MeterConfig, Providers, jobs};
 use crate::{admin, journal, metrics, store, telemetry};
 
@@ -37,7 +38,7 @@ pub use reference::{json_schema, markdown};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// What this process does: everything on one machine, only the proxy beside an application,
-    /// or only the exporter of balances and prices.
+    /// or only the exporter, which does once for a fleet what runs by the clock.
     pub role: Role,
     /// The proxy that applications talk to.
     pub proxy: proxy::Config,
@@ -57,8 +58,9 @@ pub struct Config {
     pub providers: Providers,
     /// Accounts whose balances are read.
     pub accounts: Vec<Account>,
-    /// When periodic work runs.
-    pub schedule: Schedule,
+    /// When periodic work runs. Where an expression names days of the month and days of the week,
+    /// a day must be both.
+    pub schedule: schedule::Config,
     /// Asynchronous jobs: predictions, queued images, videos, background responses.
     pub jobs: jobs::Config,
     /// How long rows are kept.
@@ -74,13 +76,13 @@ impl Config {
     /// told so.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let has_billing_url = self.providers.values().any(|it| it.billing_url.is_some());
+        let (schedule, default) = (&self.schedule, schedule::Config::default());
         [
-            ("role = \"exporter\"", self.role == Role::Exporter),
             ("admin.token_file", self.admin.token_file.is_some()),
             ("providers.*.billing_url", has_billing_url),
             ("accounts", !self.accounts.is_empty()),
-            ("schedule", self.schedule != Schedule::default()),
-            ("retention", self.retention != Retention::default()),
+            ("schedule.balances", schedule.balances != default.balances),
+            ("schedule.prices", schedule.prices != default.prices),
         ]
         .into_iter()
         .filter_map(|(key, is_set)| is_set.then_some(key))
@@ -117,48 +119,6 @@ pub struct Account {
     pub api_key: Option<Secret>,
     /// A file that holds the key.
     pub api_key_file: Option<PathBuf>,
-}
-
-/// When periodic work runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Schedule {
-    /// When balances are read: a cron expression of six fields, the first one seconds, in UTC.
-    pub balances: String,
-    /// When prices are refreshed: a cron expression of six fields, in UTC.
-    pub prices: String,
-}
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self {
-            balances: "0 0 */6 * * *".to_owned(),
-            prices: "0 30 3 * * *".to_owned(),
-        }
-    }
-}
-
-/// How long rows are kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Retention {
-    /// The age at which a day of detailed rows is dropped.
-    #[serde(with = "calendar")]
-    #[schemars(with = "String")]
-    pub logs: Duration,
-    /// The age at which hour and day buckets are dropped.
-    #[serde(with = "calendar")]
-    #[schemars(with = "String")]
-    pub aggregates: Duration,
-}
-
-impl Default for Retention {
-    fn default() -> Self {
-        Self {
-            logs: 90 * calendar::DAY,
-            aggregates: 3 * calendar::YEAR,
-        }
-    }
 }
 
 /// Prices beyond the embedded catalogue.
@@ -198,32 +158,5 @@ impl fmt::Debug for Secret {
 impl Serialize for Secret {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(REDACTED)
-    }
-}
-
-/// Durations of days and years, written as people write them (`90d`, `3y`) instead of in the
-/// average months that `humantime` prefers.
-mod calendar {
-    use std::time::Duration;
-
-    pub(super) use humantime_serde::deserialize;
-
-    /// A day.
-    pub(super) const DAY: Duration = Duration::from_hours(24);
-    /// A year of 365.25 days, as `humantime` reads it.
-    pub(super) const YEAR: Duration = Duration::from_secs(31_557_600);
-
-    pub(super) fn serialize<S: serde::Serializer>(
-        duration: &Duration,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        for (unit, letter) in [(YEAR, 'y'), (DAY, 'd')] {
-            let units = duration.as_secs() / unit.as_secs();
-            let whole = Duration::from_secs(units.saturating_mul(unit.as_secs())) == *duration;
-            if units > 0 && whole {
-                return serializer.serialize_str(&format!("{units}{letter}"));
-            }
-        }
-        humantime_serde::serialize(duration, serializer)
     }
 }

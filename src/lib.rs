@@ -31,6 +31,9 @@ pub mod store;
 // 6. Traffic.
 pub mod proxy;
 
+// 7. The exporter.
+pub mod exporter;
+
 // 8. The rim.
 pub mod admin;
 pub mod backfill;

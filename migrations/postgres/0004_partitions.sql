@@ -18,6 +18,20 @@ create function taffrail.days_ahead_max() returns integer
 language sql immutable as $$ select 400 $$;
 comment on function taffrail.days_ahead_max() is 'How many days from now on rows are taken for.';
 
+-- Whether a day has its partition. A query and not to_regclass(), which can answer from before
+-- somebody dropped it.
+create function taffrail.has_partition(wanted date) returns boolean
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select from pg_class
+        where relnamespace = 'taffrail'::regnamespace
+            and relname = 'api_usage_logs_' || to_char(wanted, 'YYYYMMDD')
+    )
+$$;
+comment on function taffrail.has_partition(date) is 'Whether a day has its partition.';
+
 -- Makes the partition of a day, if it is missing. The table is made first and attached then:
 -- that waits for no reader, and no reader or writer waits for it.
 create function taffrail.ensure_partition(wanted date) returns void
@@ -28,7 +42,7 @@ as $$
 declare
     partition text := 'api_usage_logs_' || to_char(wanted, 'YYYYMMDD');
 begin
-    if to_regclass('taffrail.' || partition) is not null then
+    if taffrail.has_partition(wanted) then
         return;
     end if;
     if wanted < (select kept_from from taffrail.retention) then
@@ -40,7 +54,7 @@ begin
             using errcode = 'invalid_parameter_value';
     end if;
     perform pg_advisory_xact_lock(hashtext('taffrail.partitions'));
-    if to_regclass('taffrail.' || partition) is not null then
+    if taffrail.has_partition(wanted) then
         return;
     end if;
     execute format('create table taffrail.%I (like taffrail.api_usage_logs including defaults)', partition);
@@ -52,18 +66,18 @@ end
 $$;
 comment on function taffrail.ensure_partition(date) is 'Makes the partition of a day, if it is missing; refuses days that retention dropped and days too far ahead.';
 
--- Drops the oldest partition before a day and says which one, null if there is none. One at a
--- time, and not waiting long for a reader's lock: writers queue behind whoever waits. A caller
--- tries again later on 55P03.
+-- Drops the oldest partition before a day and says which one, null if there is none. It does not
+-- wait long for a reader's lock, because writers queue behind whoever waits. A caller tries again
+-- later on 55P03.
 create function taffrail.drop_oldest_partition(before date) returns date
 language plpgsql security definer
 set search_path = pg_catalog, taffrail, pg_temp
 set lock_timeout = '200ms'
+set client_min_messages = warning
 as $$
 declare
     oldest date;
 begin
-    perform pg_advisory_xact_lock(hashtext('taffrail.partitions'));
     select min(to_date(right(child.relname, 8), 'YYYYMMDD')) into oldest
     from pg_inherits
     join pg_class as child on child.oid = inhrelid
@@ -71,7 +85,10 @@ begin
     if oldest is null or oldest >= before then
         return null;
     end if;
-    execute format('drop table taffrail.%I', 'api_usage_logs_' || to_char(oldest, 'YYYYMMDD'));
+    -- Rows that arrive for the day, a rebuild of its sums and another who drops it take turns with
+    -- this: none of them sees the day half gone.
+    perform pg_advisory_xact_lock(hashtext('taffrail.aggregates'), oldest - date '2000-01-01');
+    execute format('drop table if exists taffrail.%I', 'api_usage_logs_' || to_char(oldest, 'YYYYMMDD'));
     insert into taffrail.retention (kept_from) values (oldest + 1)
     on conflict ((true)) do update set
         kept_from = greatest(retention.kept_from, excluded.kept_from),

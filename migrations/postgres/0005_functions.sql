@@ -72,7 +72,7 @@ declare
 begin
     select array_agg(distinct day order by day) into days
     from json_to_recordset(batch::json) as rows (day date);
-    -- A rebuild of the sums of a day and the rows that arrive for it take turns.
+    -- A rebuild of the sums of a day, its end and the rows that arrive for it take turns.
     perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
     from unnest(days) as wanted;
     perform taffrail.ensure_partition(wanted) from unnest(days) as wanted;
@@ -177,18 +177,19 @@ declare
     wanted date;
     made bigint;
     total bigint := 0;
-    kept_from date := (select kept_from from taffrail.retention);
+    first_kept date;
 begin
-    -- The rows of a day are in its partition or, where the id was made a moment before or after
-    -- midnight, in one beside it.
-    if "from" <= kept_from then
-        raise exception 'the rows before % have been dropped; their sums are all that is left of them', kept_from
-            using errcode = 'invalid_parameter_value',
-            hint = format('start at %s or later', kept_from + 1);
-    end if;
     for wanted in select generate_series("from", "to" - 1, interval '1 day')::date loop
         perform pg_advisory_xact_lock(hashtext('taffrail.aggregates'), beside - date '2000-01-01')
         from unnest(array[wanted - 1, wanted, wanted + 1]) as beside;
+        -- The rows of a day are in its partition or, where the id was made a moment before or
+        -- after midnight, in one beside it. None of them goes while this holds their locks.
+        select kept_from into first_kept from taffrail.retention;
+        if wanted <= first_kept then
+            raise exception 'the rows before % have been dropped; their sums are all that is left of them', first_kept
+                using errcode = 'invalid_parameter_value',
+                hint = format('start at %s or later', first_kept + 1);
+        end if;
         delete from taffrail.api_usage_aggregates
         where granularity in ('hour', 'day')
             and bucket_start >= wanted::timestamp at time zone 'UTC'

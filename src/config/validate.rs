@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use chrono::DateTime;
 use croner::parser::{CronParser, Seconds, Year};
 use http::header::{self, HeaderName};
 
@@ -321,10 +322,13 @@ impl Rules {
         let expressions = [
             ("balances", &config.schedule.balances),
             ("prices", &config.schedule.prices),
+            ("housekeeping", &config.schedule.housekeeping),
         ];
+        // As the scheduler reads them: where both days are given, both must match.
         let parser = CronParser::builder()
             .seconds(Seconds::Required)
             .year(Year::Disallowed)
+            .dom_and_dow(true)
             .build();
         for (name, expression) in expressions {
             let fields = expression.split_whitespace().count();
@@ -334,16 +338,23 @@ impl Rules {
                     format!("{expression:?} has {fields} fields"),
                     CRON_ACCEPTED,
                 );
-            } else if let Err(error) = parser.parse(expression) {
-                self.add(
-                    KeyPath::new(["schedule", name]),
-                    format!(
-                        "{expression:?} is not a cron expression: {}",
-                        lower_case(&error)
-                    ),
-                    CRON_ACCEPTED,
-                );
+                continue;
             }
+            let what = match parser.parse(expression) {
+                Ok(cron)
+                    if cron
+                        .find_next_occurrence(&DateTime::UNIX_EPOCH, true)
+                        .is_ok() =>
+                {
+                    continue;
+                }
+                Ok(_) => format!("{expression:?} is a time that never comes"),
+                Err(error) => format!(
+                    "{expression:?} is not a cron expression: {}",
+                    lower_case(&error)
+                ),
+            };
+            self.add(KeyPath::new(["schedule", name]), what, CRON_ACCEPTED);
         }
     }
 

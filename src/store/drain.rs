@@ -64,7 +64,7 @@ impl Default for Config {
             batch_bytes: ByteSize::mib(1),
             batch_delay: Duration::from_millis(200),
             retry_min: Duration::from_millis(100),
-            retry_max: Duration::from_secs(30),
+            retry_max: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(5),
         }
     }
@@ -340,7 +340,7 @@ impl Drain {
         if before == Some(health) {
             return;
         }
-        let error = error.map(chain).unwrap_or_default();
+        let error = error.map(|error| chain(error)).unwrap_or_default();
         match health {
             Health::Up if before.is_some() => tracing::info!("the store takes records again"),
             Health::Up => {}
@@ -401,9 +401,9 @@ async fn or_cancelled<T>(
 }
 
 /// An error and its causes on one line.
-fn chain(error: &StoreError) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(": ");
         text.push_str(&cause.to_string());

@@ -110,6 +110,9 @@ pub enum StoreError {
     /// Try again later: the store is busy, unreachable or out of space.
     #[error("the store is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// Try again later: somebody else holds what the call needs alone.
+    #[error("somebody else holds a lock")]
+    Locked(#[source] sqlx::Error),
     /// Split the batch: it holds a record that the store cannot take.
     #[error("the store refuses the batch: {0}")]
     Rejected(String),
@@ -124,7 +127,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same call can succeed later without anyone's help.
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_))
+        matches!(self, StoreError::Unavailable(_) | StoreError::Locked(_))
     }
 }
 
@@ -230,6 +233,62 @@ impl Store {
         match self {
             Store::Sqlite(store) => store.backfill(day).await,
             Store::Postgres(store) => store.backfill(day).await,
+        }
+    }
+
+    /// The UTC day by the clock of the store, which is one for a fleet. Brings the schema up to
+    /// date if that is wanted and needed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`].
+    pub async fn today(&self) -> Result<NaiveDate, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.today().await,
+            Store::Postgres(store) => store.today().await,
+        }
+    }
+
+    /// Makes the partitions of the days from `first` to `last` that are missing, where the store
+    /// has partitions.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Rejected`] if a day was dropped or lies too far ahead,
+    /// [`StoreError::Unavailable`], [`StoreError::Locked`] or [`StoreError::Unusable`].
+    pub async fn prepare_days(&self, first: NaiveDate, last: NaiveDate) -> Result<(), StoreError> {
+        match self {
+            // Its rows are in one table.
+            Store::Sqlite(_) => Ok(()),
+            Store::Postgres(store) => store.prepare_days(first, last).await,
+        }
+    }
+
+    /// Drops rows of the oldest day before `before`, all or some of them, and says of which day;
+    /// `None` if there are none left. Their sums stay, and from then on records of that day or an
+    /// earlier one are refused.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Locked`] if somebody reads the rows, [`StoreError::Unavailable`] or
+    /// [`StoreError::Unusable`].
+    pub async fn drop_logs(&self, before: NaiveDate) -> Result<Option<NaiveDate>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.drop_logs(before).await,
+            Store::Postgres(store) => store.drop_logs(before).await,
+        }
+    }
+
+    /// Drops sums of buckets that start before a day, some of them; returns how many, which is 0
+    /// if there are none left.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::Locked`] or [`StoreError::Unusable`].
+    pub async fn drop_aggregates(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.drop_aggregates(before).await,
+            Store::Postgres(store) => store.drop_aggregates(before).await,
         }
     }
 

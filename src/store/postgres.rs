@@ -17,7 +17,9 @@ use serde::{Serialize, Serializer};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection, Postgres as Db, QueryBuilder, Row};
+use sqlx::{
+    ConnectOptions, Connection, Decode, PgConnection, Postgres as Db, QueryBuilder, Row, Type,
+};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
@@ -53,6 +55,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const READ_TIMEOUT: Duration = Duration::from_secs(70);
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
 const BACKFILL_TIMEOUT: Duration = Duration::from_hours(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The most rows of sums that one call drops.
+const SUMS_PER_DROP: i32 = 1_000;
 
 /// A Postgres store.
 #[derive(Debug, Clone)]
@@ -162,18 +168,27 @@ impl Postgres {
 
     pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
         let mut applied = Applied::default();
-        let mut rows = Vec::with_capacity(records.len());
+        // Row by row, so that a batch is in memory once and not in every form at a time.
+        let mut batch = String::from("[");
+        let mut rows = 0_u64;
         for (index, record) in records.iter().enumerate() {
             match encode(record) {
-                Ok(row) => rows.push(Incoming(row)),
+                Ok(row) => {
+                    let row = serde_json::to_string(&Incoming(row))
+                        .map_err(|error| StoreError::Rejected(error.to_string()))?;
+                    if rows > 0 {
+                        batch.push(',');
+                    }
+                    batch.push_str(&row);
+                    rows += 1;
+                }
                 Err(rejection) => applied.rejected.push((index, rejection)),
             }
         }
-        if rows.is_empty() {
+        if rows == 0 {
             return Ok(applied);
         }
-        let batch = serde_json::to_string(&rows)
-            .map_err(|error| StoreError::Rejected(error.to_string()))?;
+        batch.push(']');
         let stored = match self.record_usage(&batch).await {
             // The schema is looked at when it does not fit, not before every batch.
             Err(StoreError::Unusable(_)) => {
@@ -183,9 +198,7 @@ impl Postgres {
             stored => stored?,
         };
         applied.stored = u64::try_from(stored).unwrap_or_default();
-        applied.duplicates = u64::try_from(rows.len())
-            .unwrap_or_default()
-            .saturating_sub(applied.stored);
+        applied.duplicates = rows.saturating_sub(applied.stored);
         Ok(applied)
     }
 
@@ -200,6 +213,53 @@ impl Postgres {
         let done = timeout(BACKFILL_TIMEOUT, backfill(&mut connection, day)).await;
         let buckets = self.settle(connection, done)?;
         Ok(u64::try_from(buckets).unwrap_or_default())
+    }
+
+    /// Calls a function; returns its value.
+    async fn call<T>(&self, mut call: QueryBuilder<Db>) -> Result<T, StoreError>
+    where
+        T: Type<Db> + for<'r> Decode<'r, Db> + Send + Unpin,
+    {
+        let mut connection = self.connection().await?;
+        let done = timeout(CALL_TIMEOUT, call_function(&mut connection, &mut call)).await;
+        self.settle(connection, done)
+    }
+
+    pub(super) async fn today(&self) -> Result<NaiveDate, StoreError> {
+        self.prepare().await?;
+        self.call(QueryBuilder::new("select current_date")).await
+    }
+
+    pub(super) async fn prepare_days(
+        &self,
+        first: NaiveDate,
+        last: NaiveDate,
+    ) -> Result<(), StoreError> {
+        let mut call = QueryBuilder::new(
+            "select count(taffrail.ensure_partition(day::date)) from generate_series(",
+        );
+        call.push_bind(first).push("::timestamp, ");
+        call.push_bind(last)
+            .push("::timestamp, interval '1 day') as day");
+        let _days: i64 = self.call(call).await?;
+        Ok(())
+    }
+
+    pub(super) async fn drop_logs(
+        &self,
+        before: NaiveDate,
+    ) -> Result<Option<NaiveDate>, StoreError> {
+        let mut call = QueryBuilder::new("select taffrail.drop_oldest_partition(");
+        call.push_bind(before).push(")");
+        self.call(call).await
+    }
+
+    pub(super) async fn drop_aggregates(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        let mut call = QueryBuilder::new("select taffrail.drop_aggregates(");
+        call.push_bind(before).push(", ");
+        call.push_bind(SUMS_PER_DROP).push(")");
+        let dropped: i64 = self.call(call).await?;
+        Ok(u64::try_from(dropped).unwrap_or_default())
     }
 
     pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
@@ -256,8 +316,12 @@ impl Postgres {
         }
     }
 
+    /// Closes the connections in order. One on which a call was given up in its midst is waited
+    /// for by the pool, and may never come back.
     pub(super) async fn close(&self) {
-        self.pool.close().await;
+        if timeout(CLOSE_TIMEOUT, self.pool.close()).await.is_err() {
+            tracing::debug!("a connection to the store was left without a farewell");
+        }
     }
 }
 
@@ -343,6 +407,26 @@ async fn record_usage(connection: &mut PgConnection, batch: &str) -> Result<i64,
         Ok(stored)
     };
     stored.await.map_err(classify)
+}
+
+async fn call_function<T>(
+    connection: &mut PgConnection,
+    call: &mut QueryBuilder<Db>,
+) -> Result<T, StoreError>
+where
+    T: Type<Db> + for<'r> Decode<'r, Db> + Send + Unpin,
+{
+    let value = async {
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let value = call
+            .build_query_scalar()
+            .persistent(false)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(value)
+    };
+    value.await.map_err(classify)
 }
 
 async fn backfill(connection: &mut PgConnection, day: NaiveDate) -> Result<i64, StoreError> {
@@ -444,6 +528,7 @@ fn classify(error: sqlx::Error) -> StoreError {
                 // Authorisation, a database or schema that is not there, a statement that does
                 // not fit it, damage.
                 "28" | "3D" | "3F" | "42" => StoreError::Unusable(told),
+                _ if code == "55P03" => StoreError::Locked(error),
                 _ if code == "XX001" || code == "XX002" => StoreError::Unusable(told),
                 // Rolled back, locked, read only, full, shutting down, or not known: it passes.
                 _ => StoreError::Unavailable(error),

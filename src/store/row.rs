@@ -210,6 +210,12 @@ pub enum Rejection {
         /// The column.
         column: &'static str,
     },
+    /// The row's day has been dropped, so it is not known any more whether the row was there.
+    #[error("the day {day} has been dropped by retention")]
+    DayDropped {
+        /// The day.
+        day: NaiveDate,
+    },
     /// A number of tokens is negative or has a fraction.
     #[error("{column} is not a whole number of tokens")]
     NotWhole {

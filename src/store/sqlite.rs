@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use futures_util::TryStreamExt;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
@@ -28,13 +28,17 @@ use super::query::{
     Dimension, Granularity, LogQuery, Source, Totals, UsageQuery, UsageRow, bucket_start, sources,
     timestamp,
 };
-use super::row::{COLUMNS, Kind, LogRow, TOKEN_COLUMNS, Value, attribution, encode};
+use super::row::{COLUMNS, Kind, LogRow, Rejection, TOKEN_COLUMNS, Value, attribution, encode};
 use super::{Applied, Config, ROWS_PER_STATEMENT, StoreError, parse_sum, parse_units};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Readers that can read at a time; each is a connection with its own cache.
 const READERS_MAX: u32 = 4;
+
+/// The most rows that are dropped at a time: the drain waits for that transaction, some ten
+/// milliseconds.
+const ROWS_PER_DROP: i64 = 1_000;
 
 /// A SQLite store.
 #[derive(Debug, Clone)]
@@ -153,10 +157,15 @@ impl Sqlite {
 
     pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
         let writer = self.writer().await?;
+        let mut transaction = writer
+            .begin_with("begin immediate")
+            .await
+            .map_err(classify)?;
+        let kept_from = kept_from(&mut transaction).await?;
         let mut applied = Applied::default();
         let mut batch: Vec<(LogRow, &UsageRecord)> = Vec::with_capacity(records.len());
         for (index, record) in records.iter().enumerate() {
-            match encode(record) {
+            match encode_kept(record, kept_from) {
                 Ok(row) => batch.push((row, record)),
                 Err(rejection) => applied.rejected.push((index, rejection)),
             }
@@ -164,11 +173,6 @@ impl Sqlite {
         if batch.is_empty() {
             return Ok(applied);
         }
-
-        let mut transaction = writer
-            .begin_with("begin immediate")
-            .await
-            .map_err(classify)?;
         let mut inserted = HashSet::with_capacity(batch.len());
         for rows in batch.chunks(ROWS_PER_STATEMENT) {
             insert_new(&mut transaction, rows, &mut inserted).await?;
@@ -201,6 +205,16 @@ impl Sqlite {
             .begin_with("begin immediate")
             .await
             .map_err(classify)?;
+        // The rows of a day are those of its ids or, where an id was made a moment before or after
+        // midnight, of one beside it.
+        if let Some(kept_from) = kept_from(&mut transaction).await?
+            && day <= kept_from
+        {
+            return Err(StoreError::Rejected(format!(
+                "the rows before {kept_from} have been dropped; their sums are all that is left \
+                 of them"
+            )));
+        }
         let sums = sums_of_rows(&mut transaction, day).await?;
         let [start, end] = bounds(day);
         sqlx::query(
@@ -216,6 +230,98 @@ impl Sqlite {
         }
         transaction.commit().await.map_err(classify)?;
         u64::try_from(sums.len()).map_err(|error| StoreError::Rejected(error.to_string()))
+    }
+
+    /// By the clock of this machine, which the database is on.
+    pub(super) async fn today(&self) -> Result<NaiveDate, StoreError> {
+        self.writer().await?;
+        Ok(clock::wall().date_naive())
+    }
+
+    /// Drops at most [`ROWS_PER_DROP`] rows of the oldest day.
+    pub(super) async fn drop_logs(
+        &self,
+        before: NaiveDate,
+    ) -> Result<Option<NaiveDate>, StoreError> {
+        let writer = self.writer().await?;
+        let mut transaction = writer
+            .begin_with("begin immediate")
+            .await
+            .map_err(classify)?;
+        // There is an index of started_at and none of the day, which is the same but for rows of
+        // a moment around midnight.
+        let [end, _] = bounds(before);
+        let oldest: Option<(NaiveDate, DateTime<Utc>)> = sqlx::query_as(
+            "select day, started_at from api_usage_logs where started_at < ? and day < ? \
+             order by started_at limit 1",
+        )
+        .bind(timestamp(end))
+        .bind(before)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(classify)?;
+        let Some((day, started_at)) = oldest else {
+            return Ok(None);
+        };
+        // Before the first row goes: what comes for that day now cannot be told from what is gone.
+        sqlx::query(
+            "insert into retention (kept_from, changed_at) values (?, ?) on conflict ((true)) \
+             do update set kept_from = max(kept_from, excluded.kept_from), \
+             changed_at = excluded.changed_at",
+        )
+        .bind(day + Days::new(1))
+        .bind(timestamp(clock::wall()))
+        .execute(&mut *transaction)
+        .await
+        .map_err(classify)?;
+        sqlx::query(
+            "delete from api_usage_logs where id in (select id from api_usage_logs \
+             where started_at >= ? and started_at < ? and day <= ? order by started_at limit ?)",
+        )
+        .bind(timestamp(started_at))
+        .bind(timestamp(started_at + TimeDelta::days(1)))
+        .bind(day)
+        .bind(ROWS_PER_DROP)
+        .execute(&mut *transaction)
+        .await
+        .map_err(classify)?;
+        transaction.commit().await.map_err(classify)?;
+        Ok(Some(day))
+    }
+
+    /// Drops the buckets that start at the earliest moment.
+    pub(super) async fn drop_aggregates(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        let writer = self.writer().await?;
+        let mut transaction = writer
+            .begin_with("begin immediate")
+            .await
+            .map_err(classify)?;
+        // One minimum for each granularity: the key begins with it.
+        let first: Option<String> = sqlx::query_scalar(
+            "select min(start) from ( \
+                 select min(bucket_start) as start from api_usage_aggregates \
+                 where granularity = 'hour' \
+                 union all \
+                 select min(bucket_start) from api_usage_aggregates where granularity = 'day' \
+             )",
+        )
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(classify)?;
+        let [end, _] = bounds(before);
+        let Some(first) = first.filter(|first| *first < bucket_start(end)) else {
+            return Ok(0);
+        };
+        let dropped = sqlx::query(
+            "delete from api_usage_aggregates \
+             where granularity in ('hour', 'day') and bucket_start = ?",
+        )
+        .bind(first)
+        .execute(&mut *transaction)
+        .await
+        .map_err(classify)?;
+        transaction.commit().await.map_err(classify)?;
+        Ok(dropped.rows_affected())
     }
 
     pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
@@ -409,6 +515,23 @@ fn push_columns(query: &mut QueryBuilder<Db>) {
     for (name, _) in COLUMNS {
         columns.push(name);
     }
+}
+
+/// From which day on rows are kept, once some have been dropped.
+async fn kept_from(connection: &mut SqliteConnection) -> Result<Option<NaiveDate>, StoreError> {
+    sqlx::query_scalar("select kept_from from retention")
+        .fetch_optional(connection)
+        .await
+        .map_err(classify)
+}
+
+/// The row of a record, unless its day has been dropped.
+fn encode_kept(record: &UsageRecord, kept_from: Option<NaiveDate>) -> Result<LogRow, Rejection> {
+    let day = record.day();
+    if kept_from.is_some_and(|first| day < first) {
+        return Err(Rejection::DayDropped { day });
+    }
+    encode(record)
 }
 
 /// Inserts the rows whose id is new, and adds their ids to `inserted`.

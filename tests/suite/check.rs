@@ -243,8 +243,6 @@ async fn an_exporter_needs_no_proxy() {
         seen,
         [
             ("configuration", Status::Ok),
-            // What the role is for is not there yet.
-            ("role = \"exporter\"", Status::Skip),
             ("admin.listen", Status::Ok),
             ("proxy.listen", Status::Skip),
             ("journal.dir", Status::Skip),

@@ -213,6 +213,7 @@ fn a_full_file_sets_every_value_it_names() {
     expected.attribution.headers = BTreeMap::from([feature]);
     expected.schedule.balances = "0 15 * * * MON-FRI".to_owned();
     expected.schedule.prices = "0 0 4 1 * *".to_owned();
+    expected.schedule.housekeeping = "30 */10 * * * *".to_owned();
     expected.jobs.followup_after = Duration::from_secs(300);
     expected.retention.logs = Duration::from_secs(30 * 86_400);
     expected.retention.aggregates = Duration::from_secs(31_557_600);
@@ -228,11 +229,10 @@ fn keys_that_nothing_acts_on_yet_are_known() {
     assert_eq!(
         full.without_effect(),
         [
-            "role = \"exporter\"",
             "admin.token_file",
             "accounts",
-            "schedule",
-            "retention"
+            "schedule.balances",
+            "schedule.prices",
         ]
     );
     let billing = load_fixture("good-environment").unwrap().config;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// The groups in the order of ARCHITECTURE.md.
-const GROUPS: [(&str, &[&str]); 8] = [
+const GROUPS: [(&str, &[&str]); 9] = [
     (
         "vocabulary",
         &["caller", "fault", "money", "record", "usage"],
@@ -17,6 +17,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
         &["clock", "journal", "ledger", "metrics", "store"],
     ),
     ("traffic", &["proxy"]),
+    ("exporter", &["exporter"]),
     (
         "rim",
         &[

@@ -9,10 +9,11 @@ use taffrail::store::LogRow;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::binary::{Home, Server, eventually};
+use crate::support::binary::{Home, Server, eventually, is_long};
 use crate::support::bulk::{Bulk, Document, Framing};
 use crate::support::chat::{Ask, Chat};
 use crate::support::http::{Ending, read_response};
+use crate::support::memory::Memory;
 use crate::support::trace::Trace;
 use crate::support::upstream::{Act, Upstream, find};
 
@@ -24,44 +25,6 @@ const EVENT_GROWTH_MAX: u64 = 8 << 20;
 
 /// How much an open stream may hold, in a build that is not optimised.
 const STREAM_BYTES_MAX: u64 = 128 << 10;
-
-fn is_torture() -> bool {
-    std::env::var_os("TAFFRAIL_TORTURE").is_some()
-}
-
-/// The memory of a process, as Linux accounts for it.
-struct Memory {
-    id: u32,
-}
-
-impl Memory {
-    fn of(server: &Server) -> Memory {
-        Memory {
-            id: server.process.id(),
-        }
-    }
-
-    /// Bytes of a line of `/proc/ID/status`.
-    fn bytes(&self, key: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id)).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(key));
-        let kib = line.unwrap().trim_start_matches(':').trim();
-        kib.strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
-    }
-
-    fn resident(&self) -> u64 {
-        self.bytes("VmRSS")
-    }
-
-    /// By how much the memory exceeded its size before, at any time while `work` went on.
-    async fn growth(&self, work: impl Future<Output = ()>) -> u64 {
-        // Makes the peak what is resident now.
-        std::fs::write(format!("/proc/{}/clear_refs", self.id), "5").unwrap();
-        let before = self.resident();
-        work.await;
-        self.bytes("VmHWM").saturating_sub(before)
-    }
-}
 
 /// How many sockets a server has open, those that listen included.
 fn sockets(server: &Server) -> usize {
@@ -345,7 +308,7 @@ const EVENT: Document = Document {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_of_any_size_adds_no_memory() {
-    let bytes = if is_torture() { 1 << 30 } else { 128 << 20 };
+    let bytes = if is_long() { 1 << 30 } else { 128 << 20 };
     let bulk = Bulk::start().await;
     let mut home = Home::new(bulk.address);
     // So that the provider gets what the client sends, to the byte.

@@ -2,14 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::collections::BTreeMap;
+
 use chrono::TimeDelta;
+use rust_decimal::Decimal;
 use sqlx::{Connection, PgConnection};
 use taffrail::fault::Outcome;
 use taffrail::record::UsageRecord;
-use taffrail::store::{Config, Dimension, LogQuery, Store, UsageQuery};
+use taffrail::store::{Config, Dimension, LogQuery, Store, TOKEN_COLUMNS, UsageQuery};
 use tempfile::TempDir;
 
-use crate::store::{at, config as sqlite_config, record};
+use crate::store::{Sums, at, config as sqlite_config, record};
 use crate::support::binary::eventually;
 use crate::support::postgres::{Cluster, Database, Setup, Version};
 
@@ -31,6 +34,39 @@ pub(crate) async fn count(database: &Database, sql: &'static str) -> i64 {
         .fetch_one(&mut connection)
         .await
         .unwrap()
+}
+
+/// The sums that the database keeps, in the form of [`crate::store::sums_of_rows`].
+pub(crate) async fn sums_kept(database: &Database) -> Sums {
+    let tokens: Vec<&str> = TOKEN_COLUMNS.iter().map(|(_, column)| *column).collect();
+    let asked = format!(
+        "select granularity, to_char(bucket_start at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+            namespace, provider, model, operation, outcome_class, attribution,
+            requests, unpriced_requests, cost_usd, units, {}
+         from taffrail.api_usage_buckets",
+        tokens.join(", ")
+    );
+    let known = |value: &String| (value != "null").then(|| value.clone());
+    let decimal = |value: String| value.parse::<Decimal>().unwrap();
+    let rows = database.query(&asked).await;
+    let sums = rows.into_iter().map(|row| {
+        let mut key = row[..8].to_vec();
+        let attribution: serde_json::Value = serde_json::from_str(&key[7]).unwrap();
+        key[7] = attribution.to_string();
+        let mut quantities: BTreeMap<String, Decimal> = match known(&row[11]) {
+            Some(units) => serde_json::from_str(&units).unwrap(),
+            None => BTreeMap::new(),
+        };
+        for (column, value) in tokens.iter().zip(&row[12..]) {
+            if let Some(value) = known(value) {
+                quantities.insert((*column).to_owned(), decimal(value));
+            }
+        }
+        let whole = |index: usize| row[index].parse().unwrap();
+        let cost = known(&row[10]).map(decimal);
+        (key, (whole(8), whole(9), cost, quantities))
+    });
+    sums.collect()
 }
 
 /// Records of two days, some of them alike, some unknown.

@@ -165,7 +165,7 @@ async fn a_journal_of_another_process_stops_the_start_and_that_one_goes_on() {
 async fn an_exporter_has_no_journal_and_what_has_no_effect_is_told() {
     let mut home = Home::without_provider();
     home.set("ROLE", "exporter");
-    home.set("RETENTION__LOGS", "30d");
+    home.set("SCHEDULE__PRICES", "0 0 5 * * *");
     let process = home.spawn();
     eventually("it serves", async || {
         process.log().contains("\"message\":\"serving\"")
@@ -173,7 +173,7 @@ async fn an_exporter_has_no_journal_and_what_has_no_effect_is_told() {
     .await;
     let log = process.kill().await;
     assert!(log.contains("has no effect in this version"), "{log}");
-    assert!(log.contains("retention"), "{log}");
+    assert!(log.contains("\"key\":\"schedule.prices\""), "{log}");
     assert!(!home.journal().exists(), "there is a journal");
 }
 

@@ -4,205 +4,19 @@
 //! `TAFFRAIL_TORTURE=1` (`make torture`) runs the long forms. The seed is printed;
 //! `TAFFRAIL_SEED` repeats a run as far as the machine's timing allows.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use rust_decimal::Decimal;
 use taffrail::clock;
 use taffrail::store::LogRow;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
-use tokio_util::task::TaskTracker;
 
+use crate::postgres;
 use crate::store::{sums_kept, sums_of_rows};
-use crate::support::binary::{Chance, Home, Scrape, number, outcome};
+use crate::support::binary::{Chance, Home, Scrape, is_long, number, outcome};
 use crate::support::chat::{Ask, Chat};
-use crate::support::http::{Ending, read_response};
-
-/// 100 requests a second.
-const REQUEST_INTERVAL: Duration = Duration::from_millis(10);
-
-/// Whether the long forms run.
-fn is_long() -> bool {
-    std::env::var_os("TAFFRAIL_TORTURE").is_some_and(|value| value != "0")
-}
-
-/// What the driver knows.
-#[derive(Default)]
-struct Truth {
-    /// Where the proxy is, while there is one.
-    proxy: Option<SocketAddr>,
-    /// Connections that may be used again.
-    idle: Vec<TcpStream>,
-    /// The number of the next request; all below it were sent, or tried.
-    next: u64,
-    /// Ticks at which there was no proxy.
-    missed: u64,
-    /// Requests whose client saw the last byte of the response.
-    completed: BTreeMap<u64, Ask>,
-    /// Requests that a killed proxy broke off.
-    broken: u64,
-    /// Responses that no kill explains.
-    wrong: Vec<String>,
-}
-
-/// Sends a request at every tick, whatever became of the ones before.
-struct Driver {
-    truth: Mutex<Truth>,
-    chance: Mutex<Chance>,
-    under_way: TaskTracker,
-}
-
-impl Driver {
-    fn new(chance: Chance) -> Arc<Driver> {
-        Arc::new(Driver {
-            truth: Mutex::default(),
-            chance: Mutex::new(chance),
-            under_way: TaskTracker::new(),
-        })
-    }
-
-    /// Runs until it is dropped.
-    async fn drive(self: Arc<Driver>) {
-        let mut ticks = tokio::time::interval(REQUEST_INTERVAL);
-        loop {
-            ticks.tick().await;
-            let mut truth = self.truth.lock().unwrap();
-            let Some(proxy) = truth.proxy else {
-                truth.missed += 1;
-                continue;
-            };
-            let ask = self.ask(truth.next);
-            truth.next += 1;
-            let connection = truth.idle.pop();
-            self.under_way
-                .spawn(self.clone().send(ask, proxy, connection));
-        }
-    }
-
-    /// Half of the requests are streams of a few hundred milliseconds.
-    fn ask(&self, number: u64) -> Ask {
-        let mut chance = self.chance.lock().unwrap();
-        let is_stream = number.is_multiple_of(2);
-        Ask {
-            number,
-            events: if is_stream { 3 + chance.below(6) } else { 0 },
-            pace: if is_stream {
-                chance.millis(20, 80)
-            } else {
-                chance.millis(0, 50)
-            },
-            is_held: false,
-            asks_usage: number.is_multiple_of(4),
-        }
-    }
-
-    async fn send(self: Arc<Driver>, ask: Ask, proxy: SocketAddr, connection: Option<TcpStream>) {
-        let connected = match connection {
-            Some(connection) => Ok(connection),
-            None => TcpStream::connect(proxy).await,
-        };
-        let Ok(mut connection) = connected else {
-            self.truth.lock().unwrap().broken += 1;
-            return;
-        };
-        connection.set_nodelay(true).ok();
-        // The proxy may be killed in the middle of it.
-        connection.write_all(&ask.request()).await.ok();
-        let mut rest = Vec::new();
-        let seen = read_response(&mut connection, &mut rest, false).await;
-        let mut truth = self.truth.lock().unwrap();
-        match seen.ending {
-            Ending::Complete => {
-                let body = String::from_utf8(seen.body).unwrap();
-                let is_whole = match ask.events {
-                    0 => body.ends_with('}'),
-                    _ => body.ends_with("data: [DONE]\n\n"),
-                };
-                let has_usage = ask.events == 0 || ask.asks_usage;
-                let is_right = seen.status == 200
-                    && is_whole
-                    && body.contains(&format!("\"{}\"", ask.response_id()))
-                    && body.contains("prompt_tokens") == has_usage
-                    && rest.is_empty();
-                if !is_right {
-                    truth.wrong.push(format!("{ask:?}: {} {body}", seen.status));
-                }
-                truth.completed.insert(ask.number, ask);
-                if truth.proxy == Some(proxy) {
-                    truth.idle.push(connection);
-                }
-            }
-            Ending::Truncated | Ending::NoResponse => truth.broken += 1,
-            Ending::Stuck => truth.wrong.push(format!("{ask:?} is stuck")),
-        }
-    }
-
-    /// Says where the proxy is; returns the number of the first request that goes there.
-    fn proxy_is(&self, proxy: Option<SocketAddr>) -> u64 {
-        let mut truth = self.truth.lock().unwrap();
-        truth.proxy = proxy;
-        truth.idle.clear();
-        truth.next
-    }
-}
-
-/// Holds the rows to what the driver and the provider know.
-fn assert_rows_tell_the_truth(rows: &[LogRow], truth: &Truth, received: &BTreeSet<u64>) {
-    assert_eq!(truth.wrong, Vec::<String>::new());
-    let mut by_number = BTreeMap::new();
-    let mut twice = Vec::new();
-    for row in rows {
-        if by_number.insert(number(row), row).is_some() {
-            twice.push(number(row));
-        }
-    }
-    assert_eq!(twice, Vec::<u64>::new(), "requests with two rows");
-    let ids: Vec<&str> = rows
-        .iter()
-        .filter_map(|row| row.get("provider_request_id").as_text())
-        .collect();
-    let distinct: BTreeSet<&str> = ids.iter().copied().collect();
-    assert_eq!(ids.len(), distinct.len(), "responses with two rows");
-
-    let missing: Vec<u64> = truth
-        .completed
-        .keys()
-        .copied()
-        .filter(|number| !by_number.contains_key(number))
-        .collect();
-    assert_eq!(missing, Vec::<u64>::new(), "completed, and no row");
-    for (number, ask) in &truth.completed {
-        let row = by_number[number];
-        let integer = |column: &str| row.get(column).as_integer();
-        let (input, output) = ask.tokens();
-        assert_eq!(outcome(row), "ok", "request {number}");
-        assert_eq!(
-            row.get("provider_request_id").as_text(),
-            Some(ask.response_id().as_str())
-        );
-        assert_eq!(integer("input_tokens"), i64::try_from(input).ok());
-        assert_eq!(integer("output_tokens"), i64::try_from(output).ok());
-        assert!(row.get("cost_usd").as_text().is_some(), "request {number}");
-    }
-    // What reached the provider may cost money, so it has a row, whether anyone saw its end.
-    let unseen: Vec<&u64> = received
-        .iter()
-        .filter(|number| !by_number.contains_key(number))
-        .collect();
-    assert_eq!(unseen, Vec::<&u64>::new(), "at the provider, and no row");
-    for (number, row) in &by_number {
-        assert!(*number < truth.next, "no request had number {number}");
-        assert!(
-            matches!(outcome(row), "ok" | "interrupted"),
-            "request {number} is {}",
-            outcome(row)
-        );
-    }
-}
+use crate::support::load::{Driver, assert_rows_tell_the_truth};
 
 /// Holds the counters of a process to the rows that it made.
 fn assert_counters_are_of_rows(scrape: &Scrape, rows: &[&LogRow], interrupted: u64) {
@@ -238,14 +52,29 @@ fn logged(log: &str, message: &str, field: &str) -> u64 {
         .sum()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kill_at_any_moment_loses_and_doubles_nothing() {
-    let (kills, longest_ms) = if is_long() { (50, 6_000) } else { (8, 1_500) };
+/// Half of the requests are streams of a few hundred milliseconds.
+fn ask(number: u64, chance: &mut Chance) -> Ask {
+    let is_stream = number.is_multiple_of(2);
+    Ask {
+        number,
+        events: if is_stream { 3 + chance.below(6) } else { 0 },
+        pace: if is_stream {
+            chance.millis(20, 80)
+        } else {
+            chance.millis(0, 50)
+        },
+        is_held: false,
+        asks_usage: number.is_multiple_of(4),
+    }
+}
+
+/// Kills the binary again and again at 100 requests a second, and holds its rows to the truth;
+/// returns the rows.
+async fn kill_under_load(chat: &Chat, home: &Home, kills: u32) -> Vec<LogRow> {
+    let longest_ms = if is_long() { 6_000 } else { 1_500 };
     let mut chance = Chance::seeded();
-    let chat = Chat::start().await;
-    let home = Home::new(chat.address);
-    let driver = Driver::new(Chance(chance.below(u64::MAX)));
-    let driving = tokio::spawn(driver.clone().drive());
+    let of_driver = Chance(chance.below(u64::MAX));
+    let driving = Driver::start(Duration::from_millis(10), of_driver, ask);
     let mut startups = Vec::new();
     for _ in 0..kills {
         let process = home.spawn();
@@ -257,25 +86,21 @@ async fn a_kill_at_any_moment_loses_and_doubles_nothing() {
         }
         let server = process.ready().await;
         startups.push(server.startup);
-        driver.proxy_is(Some(server.proxy));
+        driving.proxy_is(Some(server.proxy));
         tokio::time::sleep(chance.millis(20, longest_ms)).await;
         server.process.kill().await;
-        driver.proxy_is(None);
+        driving.proxy_is(None);
     }
     let server = home.start().await;
     startups.push(server.startup);
-    let first_of_last = driver.proxy_is(Some(server.proxy));
+    let first_of_last = driving.proxy_is(Some(server.proxy));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    driving.abort();
-    driver.under_way.close();
-    driver.under_way.wait().await;
+    let truth = driving.stop().await;
 
     let scrape = server.quiet().await;
     let log = server.stop().await;
     let rows = home.rows().await;
-    let truth = std::mem::take(&mut *driver.truth.lock().unwrap());
     assert_rows_tell_the_truth(&rows, &truth, &chat.received());
-    assert_eq!(sums_kept(home.path()).await, sums_of_rows(&rows));
     let of_last: Vec<&LogRow> = rows
         .iter()
         .filter(|row| number(row) >= first_of_last)
@@ -301,6 +126,29 @@ async fn a_kill_at_any_moment_loses_and_doubles_nothing() {
         startups[startups.len() - 1],
     );
     assert!(startups[startups.len() - 1] < Duration::from_secs(1));
+    rows
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_any_moment_loses_and_doubles_nothing() {
+    let chat = Chat::start().await;
+    let home = Home::new(chat.address);
+    let kills = if is_long() { 50 } else { 8 };
+    let rows = kill_under_load(&chat, &home, kills).await;
+    assert_eq!(sums_kept(home.path()).await, sums_of_rows(&rows));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_any_moment_loses_and_doubles_nothing_in_postgres() {
+    let Some(database) = postgres::fresh().await else {
+        return;
+    };
+    let chat = Chat::start().await;
+    let mut home = Home::new(chat.address);
+    home.set("STORE__URL", database.url());
+    let kills = if is_long() { 200 } else { 8 };
+    let rows = kill_under_load(&chat, &home, kills).await;
+    assert_eq!(postgres::sums_kept(&database).await, sums_of_rows(&rows));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,6 +29,11 @@ pub(crate) use super::eventually::eventually;
 use super::eventually::{LOOK_INTERVAL, PATIENCE};
 use super::http::{Ending, ask};
 
+/// Whether the long forms of the reliability tests run: under `TAFFRAIL_TORTURE=1`.
+pub(crate) fn is_long() -> bool {
+    std::env::var_os("TAFFRAIL_TORTURE").is_some_and(|value| value != "0")
+}
+
 /// A directory with a configuration, a journal and a store.
 pub(crate) struct Home {
     dir: TempDir,
@@ -148,7 +153,8 @@ impl Home {
                 let event: Value = serde_json::from_str(&line).unwrap_or_default();
                 let address = |key: &str| event[key].as_str().and_then(|text| text.parse().ok());
                 if event["message"] == "serving" {
-                    serving.send_replace(address("proxy").zip(address("admin")));
+                    let admin = address("admin");
+                    serving.send_replace(address("proxy").or(admin).zip(admin));
                 }
                 let mut log = written.lock().unwrap();
                 log.push_str(&line);
@@ -166,18 +172,31 @@ impl Home {
 
     /// Fills the journal as a process does that serves requests 0 to `count`; returns its bytes.
     pub(crate) fn fill_journal(&self, count: u64, segment_bytes: ByteSize) -> u64 {
-        let config = journal::Config {
-            dir: self.journal(),
-            segment_bytes,
-            ..journal::Config::default()
-        };
-        let (journal, _) = Journal::open(&config, Arc::new(LocalDisk), Arc::new(|_| {})).unwrap();
+        let journal = self.open_journal(segment_bytes);
         for number in 0..count {
             let (intent, record) = finished(number);
             journal.intent(&intent).unwrap();
             journal.record(&record).unwrap();
         }
         journal.stats().disk_bytes
+    }
+
+    /// Puts records into the journal, as a process leaves them that did not reach its store.
+    pub(crate) fn leave_in_journal(&self, records: &[UsageRecord]) {
+        let journal = self.open_journal(ByteSize::mib(8));
+        for record in records {
+            journal.record(record).unwrap();
+        }
+    }
+
+    fn open_journal(&self, segment_bytes: ByteSize) -> Journal {
+        let config = journal::Config {
+            dir: self.journal(),
+            segment_bytes,
+            ..journal::Config::default()
+        };
+        let disk = Arc::new(LocalDisk);
+        Journal::open(&config, disk, Arc::new(|_| {})).unwrap().0
     }
 
     /// The store's rows, all of them, newest first.
@@ -218,8 +237,10 @@ impl Home {
     }
 
     fn store_config(&self) -> store::Config {
+        let own = || format!("sqlite://{}", self.database().display());
+        let set = self.env.get("TAFFRAIL_STORE__URL").cloned();
         store::Config {
-            url: format!("sqlite://{}", self.database().display()),
+            url: set.unwrap_or_else(own),
             ..store::Config::default()
         }
     }
@@ -311,6 +332,7 @@ impl Process {
 /// A server that is ready.
 pub(crate) struct Server {
     pub(crate) process: Process,
+    /// The admin listener's where there is no proxy.
     pub(crate) proxy: SocketAddr,
     pub(crate) admin: SocketAddr,
     /// From its start to its first answer on `/-/ready`.
@@ -362,7 +384,7 @@ impl Server {
     }
 
     /// Scrapes again and again until it holds.
-    async fn once(&self, what: &str, holds: impl Fn(&Scrape) -> bool) -> Scrape {
+    pub(crate) async fn once(&self, what: &str, holds: impl Fn(&Scrape) -> bool) -> Scrape {
         let deadline = clock::instant() + PATIENCE;
         loop {
             let scrape = self.scrape().await;

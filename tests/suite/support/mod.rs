@@ -8,6 +8,8 @@ pub(crate) mod chat;
 pub(crate) mod eventually;
 pub(crate) mod fault;
 pub(crate) mod http;
+pub(crate) mod load;
+pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod providers;
 pub(crate) mod sidecar;

@@ -1,0 +1,9 @@
+//! What runs by the clock, once for a fleet, and has nothing to do with a request: so far the
+//! store's housekeeping.
+//!
+//! [`schedule`] says when, the other modules what. They are given a store and their own
+//! configuration; how a run ended is a metric and a line in the log, never an error of somebody
+//! else. Nothing here may hold up the drain.
+
+pub mod housekeeping;
+pub mod schedule;
