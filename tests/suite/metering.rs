@@ -563,6 +563,9 @@ async fn costs_are_what_the_vendors_price_lists_say() {
         ("openrouter/chat-whole", "0.0012"),
         ("openrouter/messages-stream", "0.00071"),
         ("openrouter/embeddings", "0.0000001"),
+        // A unit, and without the header four megapixels, at 0.025; what the endpoint states.
+        ("fal/image", "0.025"),
+        ("fal/image-without-units", "0.1"),
         ("fal/llm-usage-and-cost", "0.0000231"),
     ];
     let cases: Vec<Case> = Case::all(false)
