@@ -19,6 +19,7 @@
 #[path = "../tests/suite/support"]
 #[expect(dead_code, reason = "the tests use the rest of it")]
 mod support {
+    pub(crate) mod certificate;
     pub(crate) mod eventually;
     pub(crate) mod postgres;
 }

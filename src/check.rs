@@ -280,22 +280,15 @@ async fn store(config: &store::Config) -> Result<String, String> {
                 )),
             };
         }
-        Err(error) => return Err(chain(&error)),
+        Err(error) => return Err(error.to_string()),
     };
     let answer = store.ping().await;
     let description = store.description();
     store.close().await;
     match answer {
         Ok(()) => Ok(format!("{description} answers")),
-        Err(error) => Err(chain(&error)),
+        Err(error) => Err(error.to_string()),
     }
-}
-
-/// An error with its causes, in a line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let texts: Vec<String> = causes.map(ToString::to_string).collect();
-    texts.join(": ")
 }
 
 /// Every upstream that requests can go to.

@@ -198,12 +198,13 @@ pub struct PricesList {
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(after_help = "\
 For stores with `store.migrate = false`, where the server never changes the schema; otherwise it
-does the same when it starts. Creates the store if there is none, keeps every row, and may be run
-again at any time.
+does the same when it starts. Creates what is missing, but not a database of Postgres; keeps every
+row, and may be run again at any time. On Postgres, run it as the owner of the schema.
 
 Examples:
   taffrail migrate
-  TAFFRAIL_STORE__URL=sqlite:///var/lib/taffrail/taffrail.db taffrail migrate")]
+  TAFFRAIL_STORE__URL=sqlite:///var/lib/taffrail/taffrail.db taffrail migrate
+  TAFFRAIL_STORE__URL=postgres://taffrail_owner@db.example.com/observability taffrail migrate")]
 pub struct Migrate {}
 
 /// `taffrail backfill`.

@@ -136,7 +136,7 @@ $$;
 create policy reader on taffrail.api_usage_logs for select
     using (not (select taffrail.is_scoped()) or taffrail.may_read(namespace, attribution));
 create policy reader on taffrail.api_usage_aggregates for select
-    using (not (select taffrail.is_scoped()) or taffrail.may_read(namespace, attribution));
+    using (not (select taffrail.is_scoped()) or taffrail.may_read(nullif(namespace, ''), attribution));
 create policy reader on taffrail.api_provider_balances for select using (not (select taffrail.is_scoped()));
 create policy reader on taffrail.price_versions for select using (true);
 create policy writer on taffrail.api_provider_balances for insert with check (true);

@@ -15,7 +15,6 @@ use chrono::{Days, NaiveDate};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::store::drain::chain;
 use crate::store::{Store, StoreError};
 
 /// How many days after today partitions are made for. Far more than the time between two runs, so
@@ -61,8 +60,7 @@ pub async fn keep_house(store: &Store, retention: &Retention) -> Result<(), Stor
     for _ in 1..ROUNDS_MAX {
         match go_round(store, retention).await {
             Err(error) if error.is_retryable() => {
-                let error = chain(&error);
-                tracing::info!(error, "housekeeping goes on in a moment");
+                tracing::info!(%error, "housekeeping goes on in a moment");
                 tokio::time::sleep(pause).await;
                 pause *= 2;
             }

@@ -9,7 +9,6 @@
 //! not mind them. Its tasks of a fixed interval stop for good after a clock that jumped; those of
 //! a cron expression, the only ones used here, do not.
 
-use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +21,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::metrics::{Metrics, RunResult};
-use crate::store::drain::chain;
 
 /// A run begins within this time of the moment that its expression names.
 const JITTER_MAX: Duration = Duration::from_secs(5);
@@ -57,7 +55,7 @@ impl Default for Config {
 }
 
 /// How a run of a task ends.
-pub type Ended = Result<(), Box<dyn Error + Send + Sync>>;
+pub type Ended = anyhow::Result<()>;
 
 /// A run of a task. It may be dropped at any point, when the process is to end.
 pub type Run = Pin<Box<dyn Future<Output = Ended> + Send>>;
@@ -179,7 +177,7 @@ impl Runner {
         match tokio::spawn(stopping.run_until_cancelled_owned(run)).await {
             Ok(Some(Ok(()))) => self.ended(RunResult::Ok),
             Ok(Some(Err(error))) => {
-                let error = chain(&*error);
+                let error = format!("{error:#}");
                 tracing::warn!(task = name, error, "a periodic task failed; it comes again");
                 self.ended(RunResult::Error);
             }

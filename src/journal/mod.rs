@@ -297,6 +297,9 @@ pub struct Batch {
     pub records: Vec<UsageRecord>,
     /// What to [`Journal::commit`] once all of them are stored.
     pub upto: Position,
+    /// Whether these are all that were pending: neither of the limits, nor the end of a segment,
+    /// kept any out.
+    pub is_all: bool,
 }
 
 /// The state of the journal, for gauges and counters. Totals count since the opening.
@@ -710,7 +713,13 @@ impl Shared {
         max_bytes: usize,
     ) -> Result<Option<Batch>, ReadError> {
         loop {
-            let plan = lock(&self.log).plan(max_records, max_bytes);
+            let (plan, end) = {
+                let mut log = lock(&self.log);
+                (
+                    log.plan(max_records, max_bytes),
+                    log.committed() + log.pending(),
+                )
+            };
             let (records, upto) = match plan {
                 Plan::Nothing => return Ok(None),
                 Plan::Memory { frames, upto } => {
@@ -740,13 +749,18 @@ impl Shared {
                     }
                 },
             };
+            let is_all = upto >= end;
             let upto = Position(upto);
             if records.is_empty() {
                 // None of them can be read; they are counted and must not block the rest.
                 self.commit(reader, upto, || ());
                 continue;
             }
-            return Ok(Some(Batch { records, upto }));
+            return Ok(Some(Batch {
+                records,
+                upto,
+                is_all,
+            }));
         }
     }
 

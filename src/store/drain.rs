@@ -3,7 +3,7 @@
 //!
 //! A batch leaves the journal only after the store has committed it; a crash in between replays
 //! it, and the store counts what it has already as duplicates. A store that is away is tried
-//! again for ever. A record that the store refuses is found by halving its batch, and put aside
+//! again for ever; one that is too slow gets smaller batches until it keeps up. A record that the store refuses is found by halving its batch, and put aside
 //! as a dead letter, so that it never blocks the others. A store whose schema does not fit keeps
 //! everything in the journal and is an alarm.
 //!
@@ -31,7 +31,8 @@ const DEAD_LETTER_TRIES_MAX: u32 = 5;
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The most records of a batch, which is one transaction.
+    /// The most records of a batch, which is one transaction. When a batch takes the store too
+    /// long the next are smaller, down to one record, and grow again once that went well.
     pub batch_records: usize,
     /// The most bytes of a batch, as the journal has them.
     #[schemars(with = "String")]
@@ -108,6 +109,9 @@ pub struct Drain {
     observe: Observer,
     backoff: Backoff,
     health: Option<Health>,
+    /// How many records the store is given at once: no more than `batch_records`, and fewer
+    /// after a timeout.
+    records_max: usize,
     /// The batch under way. It is kept over a shutdown, so that no record is counted twice.
     work: Option<Work>,
 }
@@ -119,7 +123,17 @@ struct Work {
     /// Refused records to be put aside, and why; the last is next.
     refused: Vec<(UsageRecord, String)>,
     upto: Position,
+    share: Share,
     shipped: Shipped,
+}
+
+/// What a batch is of the records that were pending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    /// There were none.
+    None,
+    Part,
+    All,
 }
 
 /// What is known of the store.
@@ -153,10 +167,11 @@ impl Drain {
         Drain {
             journal,
             store,
-            config,
             observe,
             backoff,
             health: None,
+            records_max: config.batch_records.max(1),
+            config,
             work: None,
         }
     }
@@ -183,12 +198,12 @@ impl Drain {
         }
     }
 
-    /// Waits for records, and ships them until a batch is not full.
+    /// Waits for records, and ships them until a batch is all there is.
     async fn ship(&mut self, shutdown: &CancellationToken) -> Result<(), Cancelled> {
         let journal = Arc::clone(&self.journal);
         or_cancelled(shutdown, journal.wait()).await?;
         or_cancelled(shutdown, tokio::time::sleep(self.config.batch_delay)).await?;
-        while self.ship_batch(shutdown).await? >= self.config.batch_records {
+        while self.ship_batch(shutdown).await? == Share::Part {
             if shutdown.is_cancelled() {
                 return Err(Cancelled);
             }
@@ -199,44 +214,53 @@ impl Drain {
     /// Ships until the journal is empty.
     async fn ship_rest(&mut self) {
         let never = CancellationToken::new();
-        while let Ok(1..) = self.ship_batch(&never).await {}
+        while let Ok(Share::Part | Share::All) = self.ship_batch(&never).await {}
     }
 
-    /// Ships one batch; returns of how many records it was, which is 0 if there are none.
-    async fn ship_batch(&mut self, shutdown: &CancellationToken) -> Result<usize, Cancelled> {
+    /// Ships one batch.
+    async fn ship_batch(&mut self, shutdown: &CancellationToken) -> Result<Share, Cancelled> {
         let mut work = match self.work.take() {
             Some(work) => work,
             None => match self.next_batch(shutdown).await? {
-                None => return Ok(0),
+                None => return Ok(Share::None),
                 Some(batch) => Work {
                     pieces: vec![batch.records],
                     refused: Vec::new(),
                     upto: batch.upto,
+                    share: if batch.is_all {
+                        Share::All
+                    } else {
+                        Share::Part
+                    },
                     shipped: Shipped::default(),
                 },
             },
         };
-        let records = work.pieces.iter().map(Vec::len).sum();
         if let Err(cancelled) = self.finish(&mut work, shutdown).await {
             self.work = Some(work);
             return Err(cancelled);
         }
         let (journal, observe) = (Arc::clone(&self.journal), Arc::clone(&self.observe));
-        let Work { upto, shipped, .. } = work;
+        let Work {
+            upto,
+            share,
+            shipped,
+            ..
+        } = work;
         let committed =
             blocking(move || journal.commit_with(upto, || observe(Event::Shipped(shipped)))).await;
         if let Err(error) = committed {
             // The records come again and are duplicates then.
             tracing::error!(%error, "the journal could not be told what is stored");
         }
-        Ok(records)
+        Ok(share)
     }
 
     async fn next_batch(
         &mut self,
         shutdown: &CancellationToken,
     ) -> Result<Option<Batch>, Cancelled> {
-        let max_records = self.config.batch_records.max(1);
+        let max_records = self.records_max;
         let max_bytes = usize::try_from(self.config.batch_bytes.as_u64()).unwrap_or(usize::MAX);
         loop {
             let journal = Arc::clone(&self.journal);
@@ -269,9 +293,11 @@ impl Drain {
                 }
                 work.refused.pop();
             }
+            work.cut(self.records_max);
             let Some(piece) = work.pieces.last() else {
                 return Ok(());
             };
+            let records = piece.len();
             let started = clock::instant();
             let result = self.store.apply(piece).await;
             match result {
@@ -287,6 +313,9 @@ impl Drain {
                         }
                     }
                     work.pieces.pop();
+                    if records >= self.records_max {
+                        self.records_max = grown(records, self.config.batch_records);
+                    }
                 }
                 Err(StoreError::Rejected(reason)) => {
                     self.note(Health::Up, None);
@@ -299,6 +328,9 @@ impl Drain {
                         Health::Unusable
                     };
                     self.note(health, Some(&error));
+                    if let StoreError::TimedOut(_) = error {
+                        self.records_max = (records / 2).max(1);
+                    }
                     self.wait_for_retry(shutdown).await?;
                 }
             }
@@ -340,7 +372,7 @@ impl Drain {
         if before == Some(health) {
             return;
         }
-        let error = error.map(|error| chain(error)).unwrap_or_default();
+        let error = error.map(ToString::to_string).unwrap_or_default();
         match health {
             Health::Up if before.is_some() => tracing::info!("the store takes records again"),
             Health::Up => {}
@@ -370,6 +402,16 @@ impl Drain {
 }
 
 impl Work {
+    /// Cuts the next piece off from a longer one.
+    fn cut(&mut self, records_max: usize) {
+        if let Some(piece) = self.pieces.last_mut()
+            && piece.len() > records_max
+        {
+            let first = piece.drain(..records_max).collect();
+            self.pieces.push(first);
+        }
+    }
+
     /// Halves the piece that the store refused, or takes its only record out.
     fn divide(&mut self, reason: String) {
         let Some(mut piece) = self.pieces.pop() else {
@@ -385,6 +427,14 @@ impl Work {
     }
 }
 
+/// How many records to give the store after that many went well: a quarter more. Doubling would
+/// soon be another timeout, and a timeout costs more than a batch that is somewhat small.
+fn grown(records: usize, most: usize) -> usize {
+    records
+        .saturating_add((records / 4).max(1))
+        .min(most.max(1))
+}
+
 /// Runs what blocks on a disk where it may.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -398,18 +448,6 @@ async fn or_cancelled<T>(
     future: impl Future<Output = T>,
 ) -> Result<T, Cancelled> {
     shutdown.run_until_cancelled(future).await.ok_or(Cancelled)
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Waits with full jitter: each is a random part of a limit that doubles, so that many drains do
@@ -474,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_piece_is_halved_down_to_its_record() {
+    fn a_refused_piece_is_halved_down_to_its_record_and_a_long_one_cut() {
         let numbered = |work: &Work| work.pieces.iter().map(Vec::len).collect::<Vec<_>>();
         let record = crate::record::Intent {
             id: uuid::Uuid::nil(),
@@ -501,6 +539,7 @@ mod tests {
             pieces: vec![vec![record; 5]],
             refused: Vec::new(),
             upto,
+            share: Share::All,
             shipped: Shipped::default(),
         };
         work.divide("why".into());
@@ -509,5 +548,24 @@ mod tests {
         assert_eq!(numbered(&work), [3, 1, 1]);
         work.divide("why".into());
         assert_eq!((numbered(&work), work.refused.len()), (vec![3, 1], 1));
+        work.pieces.pop();
+        for (records_max, left) in [(3, vec![3]), (2, vec![1, 2]), (1, vec![1, 1, 1])] {
+            work.cut(records_max);
+            assert_eq!(numbered(&work), left);
+        }
+    }
+
+    #[test]
+    fn batches_grow_from_one_record_to_the_most_and_no_further() {
+        let mut sizes = vec![1];
+        while let Some(&last) = sizes.last()
+            && last < 500
+        {
+            sizes.push(grown(last, 500));
+        }
+        assert_eq!(sizes[..10], [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]);
+        assert!(sizes.is_sorted() && sizes.len() < 30, "{sizes:?}");
+        assert_eq!(grown(500, 500), 500);
+        assert_eq!(grown(1, 0), 1);
     }
 }

@@ -13,6 +13,7 @@ pub mod drain;
 mod postgres;
 mod query;
 mod row;
+mod slot;
 mod sqlite;
 mod sum;
 
@@ -49,8 +50,8 @@ pub struct Config {
     /// Whether the server brings the schema up to date when it starts. Without it, run
     /// `taffrail migrate` after an update.
     pub migrate: bool,
-    /// A file that holds the password of a Postgres URL without one. It is read again whenever
-    /// connecting fails, so that a changed password needs no restart.
+    /// A file that holds the password of a Postgres URL without one. It is read for every
+    /// new connection, so that a changed password needs no restart.
     pub password_file: Option<PathBuf>,
     /// How long connecting to Postgres may take.
     #[serde(with = "humantime_serde")]
@@ -108,11 +109,14 @@ pub enum StoreError {
     )]
     Missing(PathBuf),
     /// Try again later: the store is busy, unreachable or out of space.
-    #[error("the store is not available")]
-    Unavailable(#[source] sqlx::Error),
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// Try again later, with less: the store did not do it in the time that a call may take.
+    #[error("the store is too slow: {0}")]
+    TimedOut(String),
     /// Try again later: somebody else holds what the call needs alone.
-    #[error("somebody else holds a lock")]
-    Locked(#[source] sqlx::Error),
+    #[error("somebody else holds a lock: {0}")]
+    Locked(String),
     /// Split the batch: it holds a record that the store cannot take.
     #[error("the store refuses the batch: {0}")]
     Rejected(String),
@@ -127,7 +131,10 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same call can succeed later without anyone's help.
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_) | StoreError::Locked(_))
+        matches!(
+            self,
+            StoreError::Unavailable(_) | StoreError::TimedOut(_) | StoreError::Locked(_)
+        )
     }
 }
 
@@ -146,7 +153,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Config`], [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Config`], [`StoreError::Unavailable`], [`StoreError::TimedOut`] or
+    /// [`StoreError::Unusable`].
     pub async fn open(config: &Config) -> Result<Store, StoreError> {
         if is_postgres(&config.url) {
             return Postgres::open(config).await.map(Store::Postgres);
@@ -212,9 +220,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`], [`StoreError::Rejected`] or [`StoreError::Unusable`]; nothing
-    /// has been applied then, unless a connection broke while it committed: applying the batch
-    /// again is right in any case.
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`], [`StoreError::Rejected`] or
+    /// [`StoreError::Unusable`]; nothing has been applied then, unless a connection broke while it
+    /// committed: applying the batch again is right in any case.
     pub async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
         match self {
             Store::Sqlite(store) => store.apply(records).await,
@@ -296,7 +304,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
     pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
         match self {
             Store::Sqlite(store) => store.usage(query).await,
@@ -309,7 +317,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::UnknownRow`] if `query.before` is not the id of a row,
-    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
     pub async fn logs(&self, query: &LogQuery) -> Result<Vec<LogRow>, StoreError> {
         match self {
             Store::Sqlite(store) => store.logs(query).await,
@@ -321,7 +329,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
     pub async fn attribution_labels(&self) -> Result<Vec<String>, StoreError> {
         match self {
             Store::Sqlite(store) => store.attribution_labels().await,
@@ -333,7 +341,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] or [`StoreError::Unusable`].
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
     pub async fn ping(&self) -> Result<(), StoreError> {
         match self {
             Store::Sqlite(store) => store.ping().await,
@@ -372,14 +380,27 @@ fn classify_driver(error: sqlx::Error) -> StoreError {
         | sqlx::Error::ColumnNotFound(_)
         | sqlx::Error::TypeNotFound { .. } => StoreError::Unusable(error.to_string()),
         sqlx::Error::Encode(_) => StoreError::Rejected(error.to_string()),
-        _ => StoreError::Unavailable(error),
+        // No TLS where it is asked for, or a certificate that does not hold.
+        sqlx::Error::Tls(error) => StoreError::Unusable(format!("no TLS: {error}")),
+        sqlx::Error::Io(error) if is_of_certificate(&error) => {
+            StoreError::Unusable(error.to_string())
+        }
+        sqlx::Error::Io(error) => StoreError::Unavailable(error.to_string()),
+        _ => StoreError::Unavailable(error.to_string()),
     }
 }
 
-fn newer_schema() -> StoreError {
-    StoreError::Unusable(
-        "the schema is of a newer version of taffrail; use that version or a newer one".to_owned(),
-    )
+/// Whether a handshake ended because of the server's certificate.
+fn is_of_certificate(error: &std::io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+fn newer_schema(store: &str) -> StoreError {
+    StoreError::Unusable(format!(
+        "{store} has the schema of a newer version of taffrail; use that version or a newer one, \
+         or point `store.url` at another database"
+    ))
 }
 
 fn parse_sum(text: &str) -> Result<DecimalSum, StoreError> {

@@ -9,14 +9,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::NaiveDate;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgRow, PgSslMode};
 use sqlx::{
     ConnectOptions, Connection, Decode, PgConnection, Postgres as Db, QueryBuilder, Row, Type,
 };
@@ -28,6 +28,7 @@ use crate::record::UsageRecord;
 
 use super::query::{Dimension, LogQuery, Source, Totals, UsageQuery, UsageRow, sources};
 use super::row::{COLUMNS, Kind, LogRow, TOKEN_COLUMNS, Value, encode};
+use super::slot::{Slot, Turn};
 use super::{Applied, Config, StoreError, parse_sum, parse_units};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -37,9 +38,6 @@ const MIGRATIONS_TABLE: &str = "taffrail._sqlx_migrations";
 
 /// The key of the lock that keeps two who migrate apart: "taffrail" as a number.
 const MIGRATION_LOCK: i64 = 0x7461_6666_7261_696c;
-
-/// One connection of a server writes, and one answers whoever asks.
-const CONNECTIONS_MAX: u32 = 2;
 
 /// Limits what one call may take, so that a lock or a slow disk does not hold a connection for
 /// ever. They are set for the transaction alone.
@@ -55,30 +53,26 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const READ_TIMEOUT: Duration = Duration::from_secs(70);
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
 const BACKFILL_TIMEOUT: Duration = Duration::from_hours(1);
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The most rows of sums that one call drops.
 const SUMS_PER_DROP: i32 = 1_000;
 
-/// A Postgres store.
+/// A Postgres store: a connection that writes, and one that answers whoever asks.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    pool: PgPool,
-    config: Config,
+    writer: Slot,
+    reader: Slot,
+    config: Arc<Config>,
+    description: String,
 }
 
 impl Postgres {
     pub(super) fn lazy(config: &Config) -> Result<Postgres, StoreError> {
-        let options = options(config)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(config.connect_timeout)
-            .idle_timeout(config.idle_timeout)
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
         Ok(Postgres {
-            pool,
-            config: config.clone(),
+            writer: Slot::default(),
+            reader: Slot::default(),
+            config: Arc::new(config.clone()),
+            description: description(&options(config)?),
         })
     }
 
@@ -90,80 +84,100 @@ impl Postgres {
 
     pub(super) async fn open_read_only(config: &Config) -> Result<Postgres, StoreError> {
         let store = Postgres::lazy(config)?;
-        store.check_schema().await?;
+        store.check_schema(&store.reader).await?;
         Ok(store)
     }
 
     /// Brings the schema up to date if that is wanted and needed, and refuses another one.
     async fn prepare(&self) -> Result<(), StoreError> {
-        if self.config.migrate && self.schema_version().await? < newest() {
+        if self.config.migrate && self.schema_version(&self.writer).await? < newest() {
             self.migrate().await?;
         }
-        self.check_schema().await
+        self.check_schema(&self.writer).await
     }
 
-    async fn check_schema(&self) -> Result<(), StoreError> {
-        let version = self.schema_version().await?;
+    async fn check_schema(&self, slot: &Slot) -> Result<(), StoreError> {
+        let version = self.schema_version(slot).await?;
         if version < newest() {
             return Err(StoreError::Unusable(format!(
                 "{} has no schema or an older one; run `taffrail migrate` as its owner",
-                self.description()
+                self.description
             )));
         }
         if version > newest() {
-            return Err(super::newer_schema());
+            return Err(super::newer_schema(&self.description));
         }
         Ok(())
     }
 
-    async fn schema_version(&self) -> Result<Option<i64>, StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(CALL_TIMEOUT, schema_version(&mut connection)).await;
-        self.settle(connection, done)
+    async fn schema_version(&self, slot: &Slot) -> Result<Option<i64>, StoreError> {
+        let mut lent = self.connection(slot).await?;
+        let done = timeout(CALL_TIMEOUT, schema_version(&mut lent.1)).await;
+        self.settle(lent, done).await
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(MIGRATION_TIMEOUT, migrate(&mut connection)).await;
-        self.settle(connection, done)
+        let mut lent = self.connection(&self.writer).await?;
+        let done = timeout(MIGRATION_TIMEOUT, migrate(&mut lent.1)).await;
+        self.settle(lent, done).await
     }
 
-    async fn connection(&self) -> Result<PoolConnection<Db>, StoreError> {
-        self.pool.acquire().await.map_err(|error| {
-            self.reread_credentials();
-            classify(error)
-        })
+    /// The connection of a slot; made if there is none.
+    async fn connection(&self, slot: &Slot) -> Result<(Turn, PgConnection), StoreError> {
+        let (turn, kept) = slot.turn().await;
+        let connection = match kept {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        Ok((turn, connection))
     }
 
-    /// Ends a call. A connection on which it did not end in time, or which may be broken, is
-    /// closed without waiting: a network that swallows packets answers nothing.
-    fn settle<T>(
-        &self,
-        connection: PoolConnection<Db>,
-        done: Result<Result<T, StoreError>, Elapsed>,
-    ) -> Result<T, StoreError> {
-        let done = done.unwrap_or_else(|_| {
-            let error = sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-            Err(StoreError::Unavailable(error))
-        });
-        if matches!(done, Err(StoreError::Unavailable(_))) {
-            drop(connection.detach());
-        }
-        done
-    }
-
-    /// Takes the password, or the whole URL, from its file anew: it may have been changed.
-    fn reread_credentials(&self) {
-        let mut config = self.config.clone();
+    async fn connect(&self) -> Result<PgConnection, StoreError> {
+        // The password, or the whole URL, may have been changed.
+        let mut config = Config::clone(&self.config);
         if let Some(file) = &config.url_file
             && let Ok(url) = std::fs::read_to_string(file)
         {
             url.trim().clone_into(&mut config.url);
         }
-        match options(&config) {
-            Ok(options) => self.pool.set_connect_options(options),
-            Err(error) => tracing::warn!(%error, "the store's credentials cannot be read anew"),
+        let options = options(&config)?;
+        let limit = config.connect_timeout;
+        let error = match timeout(limit, options.connect()).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => classify(error),
+            Err(_) => StoreError::Unavailable(format!("no answer within {limit:?}")),
+        };
+        let told = |reason| format!("cannot connect to {}: {reason}", description(&options));
+        Err(match error {
+            StoreError::Unavailable(reason) => StoreError::Unavailable(told(reason)),
+            StoreError::Unusable(reason) => StoreError::Unusable(told(reason)),
+            error => error,
+        })
+    }
+
+    /// Ends a call. A connection on which it did not end in time, or which may be broken, is
+    /// closed without waiting: a network that swallows packets answers nothing.
+    async fn settle<T>(
+        &self,
+        (turn, mut connection): (Turn, PgConnection),
+        done: Result<Result<T, StoreError>, Elapsed>,
+    ) -> Result<T, StoreError> {
+        let done = done.unwrap_or_else(|_| {
+            Err(StoreError::TimedOut(format!(
+                "{} did not answer a call",
+                self.description
+            )))
+        });
+        let is_sound = match &done {
+            Ok(_) => true,
+            Err(error) if error.is_retryable() => false,
+            // The transaction is rolled back with the next message.
+            Err(_) => matches!(timeout(CALL_TIMEOUT, connection.ping()).await, Ok(Ok(()))),
+        };
+        if is_sound {
+            turn.give_back(connection, self.config.idle_timeout);
         }
+        done
     }
 
     pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
@@ -203,15 +217,15 @@ impl Postgres {
     }
 
     async fn record_usage(&self, batch: &str) -> Result<i64, StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(CALL_TIMEOUT, record_usage(&mut connection, batch)).await;
-        self.settle(connection, done)
+        let mut lent = self.connection(&self.writer).await?;
+        let done = timeout(CALL_TIMEOUT, record_usage(&mut lent.1, batch)).await;
+        self.settle(lent, done).await
     }
 
     pub(super) async fn backfill(&self, day: NaiveDate) -> Result<u64, StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(BACKFILL_TIMEOUT, backfill(&mut connection, day)).await;
-        let buckets = self.settle(connection, done)?;
+        let mut lent = self.connection(&self.writer).await?;
+        let done = timeout(BACKFILL_TIMEOUT, backfill(&mut lent.1, day)).await;
+        let buckets = self.settle(lent, done).await?;
         Ok(u64::try_from(buckets).unwrap_or_default())
     }
 
@@ -220,9 +234,9 @@ impl Postgres {
     where
         T: Type<Db> + for<'r> Decode<'r, Db> + Send + Unpin,
     {
-        let mut connection = self.connection().await?;
-        let done = timeout(CALL_TIMEOUT, call_function(&mut connection, &mut call)).await;
-        self.settle(connection, done)
+        let mut lent = self.connection(&self.writer).await?;
+        let done = timeout(CALL_TIMEOUT, call_function(&mut lent.1, &mut call)).await;
+        self.settle(lent, done).await
     }
 
     pub(super) async fn today(&self) -> Result<NaiveDate, StoreError> {
@@ -294,34 +308,36 @@ impl Postgres {
     }
 
     async fn read(&self, mut select: QueryBuilder<Db>) -> Result<Vec<PgRow>, StoreError> {
-        let mut connection = self.connection().await?;
-        let done = timeout(READ_TIMEOUT, read(&mut connection, &mut select)).await;
-        self.settle(connection, done)
+        let mut lent = self.connection(&self.reader).await?;
+        let done = timeout(READ_TIMEOUT, read(&mut lent.1, &mut select)).await;
+        self.settle(lent, done).await
     }
 
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        self.check_schema().await
+        self.check_schema(&self.reader).await
     }
 
     pub(super) fn description(&self) -> String {
-        let options = self.pool.connect_options();
-        let database = options.get_database().unwrap_or(options.get_username());
-        match options.get_socket() {
-            Some(socket) => format!("postgres {}:{database}", socket.display()),
-            None => format!(
-                "postgres {}:{}/{database}",
-                options.get_host(),
-                options.get_port()
-            ),
-        }
+        self.description.clone()
     }
 
     /// Closes the connections in order. One on which a call was given up in its midst is waited
     /// for by the pool, and may never come back.
     pub(super) async fn close(&self) {
-        if timeout(CLOSE_TIMEOUT, self.pool.close()).await.is_err() {
-            tracing::debug!("a connection to the store was left without a farewell");
-        }
+        tokio::join!(self.writer.close(), self.reader.close());
+    }
+}
+
+/// Which database it is, without credentials.
+fn description(options: &PgConnectOptions) -> String {
+    let database = options.get_database().unwrap_or(options.get_username());
+    match options.get_socket() {
+        Some(socket) => format!("postgres {}:{database}", socket.display()),
+        None => format!(
+            "postgres {}:{}/{database}",
+            options.get_host(),
+            options.get_port()
+        ),
     }
 }
 
@@ -338,6 +354,14 @@ fn options(config: &Config) -> Result<PgConnectOptions, StoreError> {
         let password = std::fs::read_to_string(file)
             .map_err(|error| problem(format!("store.password_file {}: {error}", file.display())))?;
         options = options.password(password.trim_end_matches(['\r', '\n']));
+    }
+    // The driver would say that there is no file, and not which.
+    let parameters = config.url.split(['?', '&']).skip(1);
+    let authority = parameters
+        .filter_map(|parameter| parameter.split_once('='))
+        .find(|(name, _)| ["sslrootcert", "ssl-root-cert", "ssl-ca"].contains(name));
+    if let Some((name, file)) = authority.filter(|(_, file)| !file.contains('%')) {
+        std::fs::metadata(file).map_err(|error| problem(format!("{name} {file}: {error}")))?;
     }
     let is_here = options.get_socket().is_some()
         || options.get_host().starts_with('/')
@@ -510,7 +534,7 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
                     error => error,
                 }
             }
-            MigrateError::VersionMissing(_) => super::newer_schema(),
+            MigrateError::VersionMissing(_) => super::newer_schema("the database"),
             error => StoreError::Unusable(error.to_string()),
         })?;
     transaction.commit().await.map_err(classify)
@@ -523,15 +547,20 @@ fn classify(error: sqlx::Error) -> StoreError {
             let code = database.code().unwrap_or_default();
             let told = format!("{} (SQLSTATE {code})", database.message());
             match code.get(..2).unwrap_or_default() {
+                _ if code == "42501" => StoreError::Unusable(format!(
+                    "{told}; docs/postgres.md says which login may do what"
+                )),
                 // What a value is or breaks; a limit of the program, such as the size of a key.
                 "22" | "23" | "54" => StoreError::Rejected(told),
                 // Authorisation, a database or schema that is not there, a statement that does
                 // not fit it, damage.
                 "28" | "3D" | "3F" | "42" => StoreError::Unusable(told),
-                _ if code == "55P03" => StoreError::Locked(error),
+                _ if code == "55P03" => StoreError::Locked(told),
                 _ if code == "XX001" || code == "XX002" => StoreError::Unusable(told),
+                // Cancelled, which is what the limit of a statement does.
+                _ if code == "57014" => StoreError::TimedOut(told),
                 // Rolled back, locked, read only, full, shutting down, or not known: it passes.
-                _ => StoreError::Unavailable(error),
+                _ => StoreError::Unavailable(told),
             }
         }
         _ => super::classify_driver(error),
@@ -797,7 +826,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_comes_from_its_file_or_the_start_says_why_not() {
+    fn a_password_and_a_ca_come_from_their_files_or_the_start_says_why_not() {
         let config = Config {
             url: "postgres://me@localhost/x".to_owned(),
             password_file: Some("/nowhere/password".into()),
@@ -808,5 +837,9 @@ mod tests {
             error.contains("store.password_file /nowhere/password"),
             "{error}"
         );
+        let error = at("postgres://me@db.example.com/x?sslrootcert=/nowhere/ca.pem")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("sslrootcert /nowhere/ca.pem: "), "{error}");
     }
 }

@@ -112,7 +112,7 @@ impl Sqlite {
             .filter(|folder| !folder.as_os_str().is_empty())
         {
             std::fs::create_dir_all(folder)
-                .map_err(|error| StoreError::Unavailable(sqlx::Error::Io(error)))?;
+                .map_err(|error| StoreError::Unavailable(error.to_string()))?;
         }
         let options = options(&self.path, config)
             .create_if_missing(true)
@@ -150,7 +150,7 @@ impl Sqlite {
             )));
         }
         if version > needed {
-            return Err(super::newer_schema());
+            return Err(super::newer_schema(&self.description()));
         }
         Ok(())
     }
@@ -446,7 +446,7 @@ async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
         .await
         .map_err(|error| match error {
             MigrateError::Execute(error) => classify(error),
-            MigrateError::VersionMissing(_) => super::newer_schema(),
+            MigrateError::VersionMissing(_) => super::newer_schema("the database"),
             error => StoreError::Unusable(error.to_string()),
         })?;
     transaction.commit().await.map_err(classify)
@@ -498,7 +498,7 @@ fn classify(error: sqlx::Error) -> StoreError {
                 StoreError::Rejected(database.to_string())
             }
             Some(ERROR | CORRUPT | SCHEMA | NOTADB) => StoreError::Unusable(database.to_string()),
-            _ => StoreError::Unavailable(error),
+            _ => StoreError::Unavailable(database.to_string()),
         },
         _ => super::classify_driver(error),
     }

@@ -55,7 +55,7 @@ fn fixtures(prefix: &str) -> Vec<String> {
 }
 
 /// Compares with a file that is kept in the repository; `UPDATE_GOLDEN=1` rewrites it.
-fn assert_golden(path: &Path, actual: &str) {
+pub(crate) fn assert_golden(path: &Path, actual: &str) {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(path, actual).unwrap();
     }

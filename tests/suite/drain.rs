@@ -12,7 +12,7 @@ use taffrail::journal::disk::LocalDisk;
 use taffrail::journal::{self, DEAD_LETTER_FILE, Journal, dead_letters};
 use taffrail::record::UsageRecord;
 use taffrail::store::drain::{Config as DrainConfig, Drain, Event, Shipped};
-use taffrail::store::{Config, LogQuery, Store};
+use taffrail::store::{Config, LogQuery, Store, StoreError};
 use taffrail::usage::Unit;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -20,6 +20,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{assert_sums_equal_rows, at, record};
+use crate::support::fault::FaultProxy;
+use crate::support::postgres::{Cluster, Database, Version};
 
 /// A drain that hardly waits, so that tests do not.
 fn impatient() -> DrainConfig {
@@ -155,6 +157,32 @@ async fn a_backlog_is_shipped_in_full_batches() {
     }
     running.stop().await;
     assert_eq!(stored_rows(&store).await, 1_234);
+}
+
+#[tokio::test]
+async fn a_backlog_of_large_records_waits_for_no_others_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open_journal(folder.path());
+    let store = Store::open(&store_config(folder.path())).await.unwrap();
+    for mut record in records(20) {
+        record.raw_usage = Some(format!("\"{}\"", "x".repeat(1_000)));
+        journal.record(&record).unwrap();
+    }
+    // A wait before each of the ten batches would be three seconds.
+    let config = DrainConfig {
+        batch_bytes: bytesize::ByteSize::kib(4),
+        batch_delay: Duration::from_millis(300),
+        ..impatient()
+    };
+    let mut running = Running::start(&journal, &store, config);
+    let started = clock::instant();
+    assert_eq!(running.shipped(20).await.stored, 20);
+    assert!(
+        started.elapsed() < Duration::from_millis(1_500),
+        "{:?}",
+        started.elapsed()
+    );
+    running.stop().await;
 }
 
 #[tokio::test]
@@ -401,4 +429,163 @@ async fn a_shutdown_leaves_to_the_journal_what_the_store_does_not_take_in_time()
     let mut running = Running::start(&journal, &store, config);
     assert_eq!(running.shipped(5).await.stored, 5);
     running.stop().await;
+}
+
+/// A database in which every insertion of rows runs `body` first, which finds the number of rows
+/// in `many` and can raise, and then notes that number in `sizes`.
+async fn hindered(body: &str) -> Option<(Database, Store)> {
+    let database = Cluster::shared(Version::Default).await?.database().await;
+    let config = Config {
+        url: database.url(),
+        ..Config::default()
+    };
+    let store = Store::open(&config).await.unwrap();
+    let trigger = format!(
+        "create sequence tries;
+         create table sizes (at int generated always as identity, size int);
+         create function hinder() returns trigger language plpgsql as $$
+         declare
+             many bigint := (select count(*) from rows);
+         begin
+             {body}
+             insert into public.sizes (size) values (many);
+             return null;
+         end $$;
+         create trigger hinder after insert on taffrail.api_usage_logs
+             referencing new table as rows for each statement
+             execute function hinder()"
+    );
+    database.execute(&trigger).await;
+    Some((database, store))
+}
+
+/// The batches that the store took, in their order.
+async fn sizes(database: &Database) -> Vec<u64> {
+    let rows = database.query("select size from sizes order by at").await;
+    rows.iter().map(|row| row[0].parse().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn batches_shrink_to_what_the_store_can_do_in_time_and_grow_back() {
+    let too_slow = "if many > 7 then raise query_canceled; end if;";
+    let Some((database, store)) = hindered(too_slow).await else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open_journal(folder.path());
+    let config = DrainConfig {
+        batch_records: 100,
+        ..impatient()
+    };
+    let all = records(2_000);
+    for record in &all[..200] {
+        journal.record(record).unwrap();
+    }
+    let mut running = Running::start(&journal, &store, config);
+    let shipped = running.shipped(200).await;
+    assert_eq!((shipped.stored, shipped.duplicates), (200, 0));
+    let taken = sizes(&database).await;
+    // 100, 50, 25 and 12 were too many, and so is every 8 that is tried between.
+    assert_eq!((taken[0], taken.iter().max()), (6, Some(&7)), "{taken:?}");
+    assert_eq!(taken.iter().sum::<u64>(), 200);
+    assert!(taken.len() < 50, "{taken:?}");
+
+    database
+        .execute("drop trigger hinder on taffrail.api_usage_logs")
+        .await;
+    for record in &all[200..] {
+        journal.record(record).unwrap();
+    }
+    let mut largest = 0;
+    while journal.stats().pending_records > 0 {
+        if let Event::Shipped(shipped) = running.next().await {
+            largest = shipped.stored.max(largest);
+        }
+    }
+    running.stop().await;
+    assert_eq!(largest, 100);
+    assert_eq!(stored_rows(&store).await, 2_000);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn one_record_at_a_time_is_the_least_and_a_store_that_is_away_shrinks_nothing() {
+    // Two halvings lead to one record, which is then tried until it goes.
+    let body = "if nextval('public.tries') <= 8 then raise query_canceled; end if;";
+    let Some((database, store)) = hindered(body).await else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open_journal(folder.path());
+    let config = DrainConfig {
+        batch_records: 4,
+        ..impatient()
+    };
+    for record in records(10) {
+        journal.record(&record).unwrap();
+    }
+    let mut running = Running::start(&journal, &store, config.clone());
+    assert_eq!(running.shipped(10).await.stored, 10);
+    running.stop().await;
+    assert_eq!(sizes(&database).await, [1, 1, 2, 3, 3]);
+    store.close().await;
+
+    let body = "if nextval('public.tries') <= 8 then raise lock_not_available; end if;";
+    let (database, store) = hindered(body).await.unwrap();
+    for record in records(10) {
+        journal.record(&record).unwrap();
+    }
+    let mut running = Running::start(&journal, &store, config);
+    assert_eq!(running.shipped(10).await.stored, 10);
+    running.stop().await;
+    assert_eq!(sizes(&database).await, [4, 4, 2]);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_backlog_gets_through_where_a_full_batch_never_would() {
+    // 20 rows take nine minutes, and the limit of a statement ends them; 10 take half a second.
+    let slow = "perform pg_sleep(0.001 * power(2, many - 1));";
+    let Some((database, store)) = hindered(slow).await else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open_journal(folder.path());
+    let config = DrainConfig {
+        batch_records: 20,
+        ..impatient()
+    };
+    for record in records(30) {
+        journal.record(&record).unwrap();
+    }
+    let mut running = Running::start(&journal, &store, config);
+    assert_eq!(running.shipped(30).await.stored, 30);
+    running.stop().await;
+    assert_eq!(sizes(&database).await, [10, 10, 10]);
+    assert_eq!(stored_rows(&store).await, 30);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_answers_times_out() {
+    let Some(cluster) = Cluster::shared(Version::Default).await else {
+        return;
+    };
+    let proxy = FaultProxy::start(cluster.address()).await;
+    let database = cluster.database().await.through(proxy.address());
+    let config = Config {
+        url: database.url(),
+        ..Config::default()
+    };
+    let store = Store::open(&config).await.unwrap();
+    proxy.stall(true);
+    // Nothing but time can pass now.
+    tokio::time::pause();
+    let error = store.apply(&records(1)).await.unwrap_err();
+    assert!(matches!(error, StoreError::TimedOut(_)), "{error}");
+    assert!(error.is_retryable());
+    tokio::time::resume();
+    proxy.stall(false);
+    assert_eq!(store.apply(&records(1)).await.unwrap().stored, 1);
+    store.close().await;
 }

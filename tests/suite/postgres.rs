@@ -12,8 +12,10 @@ use taffrail::record::UsageRecord;
 use taffrail::store::{Config, Dimension, LogQuery, Store, TOKEN_COLUMNS, UsageQuery};
 use tempfile::TempDir;
 
+use crate::server::serve;
 use crate::store::{Sums, at, config as sqlite_config, record};
-use crate::support::binary::eventually;
+use crate::support::binary::{Home, eventually};
+use crate::support::chat::Chat;
 use crate::support::postgres::{Cluster, Database, Setup, Version};
 
 /// An empty database of the cluster that all tests share; `None` where there is no Postgres.
@@ -207,6 +209,138 @@ async fn a_password_that_changed_is_read_again() {
     })
     .await;
     store.close().await;
+}
+
+#[tokio::test]
+async fn why_there_is_no_connection_is_told_with_the_place() {
+    let setup = Setup {
+        password: Some("s3cret"),
+        ..Setup::default()
+    };
+    let Some(mut cluster) = Cluster::start_as(setup).await else {
+        return;
+    };
+    let database = cluster.database().await;
+    database
+        .execute("create role crowd login password 's3cret' connection limit 0")
+        .await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (url, name) = (database.url(), database.name());
+    let place = format!("postgres {}/{name}", cluster.address());
+    let cases = [
+        (
+            url.replace("s3cret", "guess"),
+            format!(
+                "the store cannot be used until it is mended: cannot connect to {place}: \
+                 password authentication failed for user \"postgres\" (SQLSTATE 28P01)"
+            ),
+        ),
+        (
+            url.replace(name, "nowhere"),
+            format!(
+                "the store cannot be used until it is mended: cannot connect to postgres \
+                 {}/nowhere: database \"nowhere\" does not exist (SQLSTATE 3D000)",
+                cluster.address()
+            ),
+        ),
+        (
+            url.replace("postgres:s3cret", "crowd:s3cret"),
+            format!(
+                "the store is not available: cannot connect to {place}: too many connections for \
+                 role \"crowd\" (SQLSTATE 53300)"
+            ),
+        ),
+        (
+            database.through(silent.local_addr().unwrap()).url(),
+            format!(
+                "the store is not available: cannot connect to postgres {}/{name}: no answer \
+                 within 300ms",
+                silent.local_addr().unwrap()
+            ),
+        ),
+    ];
+    let config = |url: &str| Config {
+        url: url.to_owned(),
+        connect_timeout: std::time::Duration::from_millis(300),
+        ..Config::default()
+    };
+    for (url, told) in cases {
+        let error = Store::open(&config(&url)).await.unwrap_err();
+        assert_eq!(error.to_string(), told);
+    }
+    cluster.stop_fast().await;
+    let told = format!(
+        "the store is not available: cannot connect to {place}: Connection refused (os error 111)"
+    );
+    let error = Store::open(&config(&url)).await.unwrap_err();
+    assert_eq!(error.to_string(), told);
+
+    // All who say it to a human.
+    let chat = Chat::start().await;
+    let mut home = Home::new(chat.address);
+    home.set("STORE__URL", &url);
+    home.set("STORE__CONNECT_TIMEOUT", "300ms");
+    home.set("STORE__DRAIN__SHUTDOWN_TIMEOUT", "10ms");
+    let ran = home.run(&["usage"]).await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.ends_with(&format!("{told}\n")), "{}", ran.stderr);
+    let ran = home.run(&["check"]).await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stdout.contains(&told), "{}", ran.stdout);
+    let server = home.start().await;
+    serve(&server, 0..1).await;
+    eventually("the log says it", async || {
+        server.process.log().contains(&told)
+    })
+    .await;
+    let log = server.stop().await;
+    assert!(!log.contains("s3cret"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_writes_and_one_reads_and_none_is_left_when_they_are_idle() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    let config = Config {
+        idle_timeout: std::time::Duration::from_secs(1),
+        ..config(&database)
+    };
+    let config_of_day = Config {
+        idle_timeout: std::time::Duration::from_hours(24),
+        ..config.clone()
+    };
+    let open = async || {
+        let open = "select count(*) from pg_stat_activity
+            where application_name = 'taffrail' and datname = current_database()";
+        count(&database, open).await
+    };
+    let store = Store::open(&config).await.unwrap();
+    for round in 0..2 {
+        let mut at_once = tokio::task::JoinSet::new();
+        for number in 0..20 {
+            let (store, records) = (store.clone(), records());
+            let records = records[number * 20..][..20].to_vec();
+            at_once.spawn(async move { store.apply(&records).await.unwrap().stored });
+        }
+        let stored = at_once.join_all().await;
+        assert_eq!(stored.iter().sum::<u64>(), [400, 0][round]);
+        assert_eq!(open().await, 1);
+        store.logs(&logs(1)).await.unwrap();
+        assert_eq!(open().await, 2);
+        eventually("none is left", async || open().await == 0).await;
+    }
+    for end in ["its close", "its drop"] {
+        let store = Store::open(&config_of_day).await.unwrap();
+        store.logs(&logs(1)).await.unwrap();
+        assert_eq!(open().await, 2);
+        if end == "its close" {
+            store.close().await;
+        }
+        drop(store);
+        let what = format!("none is left after {end}");
+        eventually(&what, async || open().await == 0).await;
+    }
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ async fn a_run_that_is_under_way_is_not_joined_by_another() {
 #[tokio::test]
 async fn a_run_that_fails_or_panics_is_counted_and_the_next_one_comes() {
     let metrics = metrics();
-    let failing = task("failing", EVERY_SECOND, async || Err("no luck".into()));
+    let failing = task("failing", EVERY_SECOND, async || Err(anyhow::anyhow!("no luck")));
     let panicking = task("panicking", EVERY_SECOND, async || panic!("no luck"));
     // At its start alone: its time comes on no day soon.
     let yearly = task("yearly", "0 0 0 29 2 *", async || Ok(()));

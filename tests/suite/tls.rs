@@ -11,41 +11,26 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use crate::support::certificate::{Issued, issue};
 use crate::support::http::ask;
 use crate::support::providers::Plain;
 use crate::support::sidecar::Sidecar;
 
 const GET: &[u8] = b"GET /up/x HTTP/1.1\r\nhost: a\r\n\r\n";
 
-/// A certificate authority of this test, and a certificate that it issued.
-struct Issued {
-    authority: String,
-    acceptor: TlsAcceptor,
-}
-
-fn issue(name: &str) -> Issued {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority = params.self_signed(&key).unwrap();
-    let issuer = rcgen::Issuer::new(params, key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-    let certificate = params.signed_by(&key, &issuer).unwrap();
+/// The acceptor of a server with this certificate.
+fn acceptor(issued: &Issued) -> TlsAcceptor {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+            vec![issued.certificate.der().clone()],
+            PrivateKeyDer::Pkcs8(issued.key.serialize_der().into()),
         )
         .unwrap();
-    Issued {
-        authority: authority.pem(),
-        acceptor: TlsAcceptor::from(Arc::new(config)),
-    }
+    TlsAcceptor::from(Arc::new(config))
 }
 
 /// Answers every request on every connection with `ok`; the address, and how many connections
@@ -99,7 +84,7 @@ fn one_thread() -> Config {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_of_a_trusted_authority_is_accepted_and_the_connection_reused() {
     let issued = issue("localhost");
-    let (address, connections) = serve(issued.acceptor).await;
+    let (address, connections) = serve(acceptor(&issued)).await;
     let url = format!("https://localhost:{}", address.port());
     let sidecar = sidecar(&url, Some(&issued.authority), one_thread());
     for _ in 0..3 {
@@ -121,7 +106,7 @@ async fn a_certificate_that_does_not_hold_is_a_502_and_no_request_leaves() {
         ("elsewhere.example", Some("own")),
     ] {
         let issued = issue(name);
-        let (address, connections) = serve(issued.acceptor).await;
+        let (address, connections) = serve(acceptor(&issued)).await;
         let authority = match authority {
             Some("own") => Some(issued.authority.as_str()),
             authority => authority,

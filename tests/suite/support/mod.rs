@@ -4,6 +4,7 @@
 pub(crate) mod binary;
 pub(crate) mod books;
 pub(crate) mod bulk;
+pub(crate) mod certificate;
 pub(crate) mod chat;
 pub(crate) mod eventually;
 pub(crate) mod fault;

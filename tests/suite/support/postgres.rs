@@ -6,8 +6,10 @@
 //! under `CI=1`.
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
@@ -21,6 +23,7 @@ use sqlx::{ValueRef as _, raw_sql};
 use taffrail::clock;
 use tokio::sync::OnceCell;
 
+use super::certificate::Issued;
 use super::eventually::eventually;
 
 /// The superuser of every cluster.
@@ -222,13 +225,15 @@ impl Drop for Guard {
 }
 
 /// What a cluster may have beside its settings.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Setup<'a> {
     pub(crate) version: Version,
     /// Of `postgresql.conf`; they come after those of the harness, and so before them in rank.
     pub(crate) settings: &'a [(&'a str, &'a str)],
     /// Asked for by SCRAM. Without one everybody is let in.
     pub(crate) password: Option<&'a str>,
+    /// Makes the server offer TLS with this certificate.
+    pub(crate) certificate: Option<&'a Issued>,
     /// The size of a disk for [`Cluster::database_on_small_disk`]; a database alone takes 8 MiB.
     pub(crate) small_disk: Option<ByteSize>,
 }
@@ -300,6 +305,17 @@ impl Cluster {
             }
         }
         run(initdb).await;
+        if let Some(issued) = setup.certificate {
+            let (certificate, key) = (issued.certificate.pem(), issued.key.serialize_pem());
+            for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
+                let file = cluster.data_dir().join(name);
+                std::fs::write(&file, pem).unwrap();
+                // Postgres refuses a key that others may read.
+                std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+                give(&file);
+            }
+            cluster.settings.push("ssl=on".to_owned());
+        }
         cluster.start_again().await;
         Some(cluster)
     }
@@ -405,6 +421,18 @@ impl Cluster {
         self.reach(&name)
     }
 
+    /// The schema `taffrail` of a database as statements, by the server's own `pg_dump`.
+    pub(crate) async fn dump(&self, database: &Database) -> Option<String> {
+        let program = self.bin.join("pg_dump");
+        if !program.exists() {
+            return skip("pg_dump");
+        }
+        let mut dump = owned(program);
+        dump.args(["--schema-only", "--no-owner", "--schema=taffrail", "-d"])
+            .arg(database.url());
+        Some(run(dump).await)
+    }
+
     fn reach(&self, name: &str) -> Database {
         Database {
             name: name.to_owned(),
@@ -422,12 +450,13 @@ impl Drop for Cluster {
     }
 }
 
-/// Runs a command to its good end.
-async fn run(command: Command) {
+/// Runs a command to its good end; returns what it wrote to standard output.
+async fn run(command: Command) -> String {
     let output = tokio::process::Command::from(command).output().await;
     let output = output.unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Waits until a server answers whose log is in that directory.
@@ -479,6 +508,10 @@ impl Database {
             address,
             ..self.clone()
         }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(crate) fn url(&self) -> String {

@@ -1,0 +1,950 @@
+-- Made by the test of this file from the migrations beside it, on Postgres 15; not to be run.
+
+CREATE SCHEMA taffrail;
+
+CREATE FUNCTION taffrail.add_units(a jsonb, b jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select jsonb_object_agg(unit, quantity::text)
+    from (
+        select unit, sum(quantity::numeric) as quantity
+        from (
+            select * from jsonb_each_text(a)
+            union all
+            select * from jsonb_each_text(b)
+        ) as terms (unit, quantity)
+        group by unit
+    ) as sums
+$$;
+
+COMMENT ON FUNCTION taffrail.add_units(a jsonb, b jsonb) IS 'The sum of two sets of quantities by unit.';
+
+CREATE FUNCTION taffrail.backfill_usage_aggregates("from" date, "to" date) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+declare
+    wanted date;
+    made bigint;
+    total bigint := 0;
+    kept_from date := (select kept_from from taffrail.retention);
+begin
+    -- The rows of a day are in its partition or, where the id was made a moment before or after
+    -- midnight, in one beside it.
+    if "from" <= kept_from then
+        raise exception 'the rows before % have been dropped; their sums are all that is left of them', kept_from
+            using errcode = 'invalid_parameter_value',
+            hint = format('start at %s or later', kept_from + 1);
+    end if;
+    for wanted in select generate_series("from", "to" - 1, interval '1 day')::date loop
+        perform pg_advisory_xact_lock(hashtext('taffrail.aggregates'), beside - date '2000-01-01')
+        from unnest(array[wanted - 1, wanted, wanted + 1]) as beside;
+        delete from taffrail.api_usage_aggregates
+        where granularity in ('hour', 'day')
+            and bucket_start >= wanted::timestamp at time zone 'UTC'
+            and bucket_start < (wanted + 1)::timestamp at time zone 'UTC';
+        insert into taffrail.api_usage_aggregates (
+            granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
+            shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
+            cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens,
+            cache_write_tokens, output_tokens, reasoning_tokens, input_audio_tokens,
+            output_audio_tokens, input_image_tokens, output_image_tokens, units
+        )
+        select
+            span.granularity, date_trunc(span.granularity, started_at, 'UTC'),
+            coalesce(namespace, ''), provider,
+            coalesce(model_served, model_requested, ''), operation,
+            taffrail.outcome_class(outcome), attribution, 0::smallint,
+            count(*), count(unpriced_reason),
+            sum(cost_usd), sum(cost_upstream_usd), sum(input_tokens), sum(cache_read_tokens),
+            sum(cache_write_5m_tokens), sum(cache_write_1h_tokens), sum(cache_write_tokens),
+            sum(output_tokens), sum(reasoning_tokens), sum(input_audio_tokens),
+            sum(output_audio_tokens), sum(input_image_tokens), sum(output_image_tokens),
+            taffrail.sum_units(units)
+        from taffrail.api_usage_logs
+        cross join (values ('hour'), ('day')) as span (granularity)
+        where day between wanted - 1 and wanted + 1
+            and started_at >= wanted::timestamp at time zone 'UTC'
+            and started_at < (wanted + 1)::timestamp at time zone 'UTC'
+        group by 1, 2, 3, 4, 5, 6, 7, 8;
+        get diagnostics made = row_count;
+        total := total + made;
+    end loop;
+    return total;
+end
+$$;
+
+COMMENT ON FUNCTION taffrail.backfill_usage_aggregates("from" date, "to" date) IS 'Makes the sums of days anew from their rows; the second day is not included. Returns how many buckets there are now.';
+
+CREATE FUNCTION taffrail.days_ahead_max() RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    AS $$ select 400 $$;
+
+COMMENT ON FUNCTION taffrail.days_ahead_max() IS 'How many days from now on rows are taken for.';
+
+CREATE FUNCTION taffrail.drop_aggregates(before date, rows_max integer) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with dropped as (
+        delete from taffrail.api_usage_aggregates
+        where ctid = any (array(
+            select ctid from taffrail.api_usage_aggregates
+            where granularity in ('hour', 'day') and bucket_start < before::timestamp at time zone 'UTC'
+            limit rows_max
+        ))
+        returning 1
+    )
+    select count(*) from dropped
+$$;
+
+COMMENT ON FUNCTION taffrail.drop_aggregates(before date, rows_max integer) IS 'Removes sums before a day, some at a time; returns how many.';
+
+CREATE FUNCTION taffrail.drop_oldest_partition(before date) RETURNS date
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    SET lock_timeout TO '200ms'
+    AS $$
+declare
+    oldest date;
+begin
+    perform pg_advisory_xact_lock(hashtext('taffrail.partitions'));
+    select min(to_date(right(child.relname, 8), 'YYYYMMDD')) into oldest
+    from pg_inherits
+    join pg_class as child on child.oid = inhrelid
+    where inhparent = 'taffrail.api_usage_logs'::regclass;
+    if oldest is null or oldest >= before then
+        return null;
+    end if;
+    execute format('drop table taffrail.%I', 'api_usage_logs_' || to_char(oldest, 'YYYYMMDD'));
+    insert into taffrail.retention (kept_from) values (oldest + 1)
+    on conflict ((true)) do update set
+        kept_from = greatest(retention.kept_from, excluded.kept_from),
+        changed_at = now();
+    return oldest;
+end
+$$;
+
+COMMENT ON FUNCTION taffrail.drop_oldest_partition(before date) IS 'Drops the oldest partition before a day and returns its day, or null. Fails with 55P03 while somebody reads; try again later.';
+
+CREATE FUNCTION taffrail.ensure_partition(wanted date) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    SET client_min_messages TO 'warning'
+    AS $$
+declare
+    partition text := 'api_usage_logs_' || to_char(wanted, 'YYYYMMDD');
+begin
+    if to_regclass('taffrail.' || partition) is not null then
+        return;
+    end if;
+    if wanted < (select kept_from from taffrail.retention) then
+        raise exception 'the day % has been dropped by retention', wanted
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if wanted > current_date + taffrail.days_ahead_max() then
+        raise exception 'the day % is more than % days ahead of the database''s clock', wanted, taffrail.days_ahead_max()
+            using errcode = 'invalid_parameter_value';
+    end if;
+    perform pg_advisory_xact_lock(hashtext('taffrail.partitions'));
+    if to_regclass('taffrail.' || partition) is not null then
+        return;
+    end if;
+    execute format('create table taffrail.%I (like taffrail.api_usage_logs including defaults)', partition);
+    execute format(
+        'alter table taffrail.api_usage_logs attach partition taffrail.%I for values from (%L) to (%L)',
+        partition, wanted, wanted + 1
+    );
+end
+$$;
+
+COMMENT ON FUNCTION taffrail.ensure_partition(wanted date) IS 'Makes the partition of a day, if it is missing; refuses days that retention dropped and days too far ahead.';
+
+CREATE FUNCTION taffrail.is_scoped() RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$ select exists (select from taffrail.reader_scopes where reader = session_user) $$;
+
+COMMENT ON FUNCTION taffrail.is_scoped() IS 'Whether the login that asks has scopes.';
+
+CREATE FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    select exists (
+        select from taffrail.reader_scopes
+        where reader = session_user
+            and (namespace is null or namespace = row_namespace)
+            and (team is null or team = row_attribution ->> 'team')
+    )
+$$;
+
+COMMENT ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) IS 'Whether a scope of the login that asks allows a row.';
+
+CREATE FUNCTION taffrail.outcome_class(outcome text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select case outcome
+        when 'ok' then 'ok'
+        when 'content_filtered' then 'ok'
+        when 'client_cancelled' then 'cancelled'
+        else 'error'
+    end
+$$;
+
+COMMENT ON FUNCTION taffrail.outcome_class(outcome text) IS 'The class of an outcome: ok, error or cancelled.';
+
+CREATE FUNCTION taffrail.record_usage(batch text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+declare
+    days date[];
+    buckets taffrail.api_usage_aggregates[];
+    inserted bigint;
+begin
+    select array_agg(distinct day order by day) into days
+    from json_to_recordset(batch::json) as rows (day date);
+    -- A rebuild of the sums of a day and the rows that arrive for it take turns.
+    perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
+    from unnest(days) as wanted;
+    perform taffrail.ensure_partition(wanted) from unnest(days) as wanted;
+    with rows as materialized (
+        select
+            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
+            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
+            polls, provider_request_id, outcome, http_status, error_code, error_message,
+            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
+            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
+            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
+            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
+            output_image_tokens, units, fidelity, raw_usage::json as raw_usage, cost_usd,
+            cost_upstream_usd, cost_source, price_version, unpriced_reason, recosted_at,
+            key_fingerprint, coalesce(attribution, '{}') as attribution, trace_id, span_id
+        from json_to_recordset(batch::json) as rows (
+            id uuid, day date, started_at timestamptz, instance text, namespace text, pod text,
+            provider text, operation text, method text, route text, model_requested text,
+            model_served text, upstream_provider text, service_tier text, streamed boolean,
+            job_id text, polls bigint, provider_request_id text, outcome text,
+            http_status smallint, error_code text, error_message text, finish_reason text,
+            duration_us bigint, first_byte_us bigint, first_token_us bigint,
+            overhead_us bigint, queue_us bigint, run_us bigint, request_bytes bigint,
+            response_bytes bigint, input_tokens bigint, cache_read_tokens bigint,
+            cache_write_5m_tokens bigint, cache_write_1h_tokens bigint,
+            cache_write_tokens bigint, output_tokens bigint, reasoning_tokens bigint,
+            input_audio_tokens bigint, output_audio_tokens bigint, input_image_tokens bigint,
+            output_image_tokens bigint, units jsonb, fidelity text, raw_usage text,
+            cost_usd numeric, cost_upstream_usd numeric, cost_source text, price_version text,
+            unpriced_reason text, recosted_at timestamptz, key_fingerprint text,
+            attribution jsonb, trace_id text, span_id text
+        )
+    ),
+    fresh as (
+        insert into taffrail.api_usage_logs (
+            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
+            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
+            polls, provider_request_id, outcome, http_status, error_code, error_message,
+            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
+            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
+            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
+            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
+            output_image_tokens, units, fidelity, raw_usage, cost_usd, cost_upstream_usd,
+            cost_source, price_version, unpriced_reason, recosted_at, key_fingerprint,
+            attribution, trace_id, span_id
+        )
+        select
+            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
+            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
+            polls, provider_request_id, outcome, http_status, error_code, error_message,
+            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
+            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
+            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
+            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
+            output_image_tokens, units, fidelity, raw_usage, cost_usd, cost_upstream_usd,
+            cost_source, price_version, unpriced_reason, recosted_at, key_fingerprint,
+            attribution, trace_id, span_id
+        from rows
+        order by day, id
+        on conflict (id, day) do nothing
+        returning
+            started_at, instance, namespace, provider, operation, model_requested, model_served,
+            outcome, attribution, unpriced_reason, cost_usd, cost_upstream_usd,
+            input_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens,
+            cache_write_tokens, output_tokens, reasoning_tokens, input_audio_tokens,
+            output_audio_tokens, input_image_tokens, output_image_tokens, units
+    ),
+    sums as (
+        select
+            span.granularity, date_trunc(span.granularity, started_at, 'UTC'),
+            coalesce(namespace, ''), provider,
+            coalesce(model_served, model_requested, ''), operation,
+            taffrail.outcome_class(outcome), attribution, mod(abs(hashtext(instance)::bigint), 16)::smallint,
+            count(*), count(unpriced_reason),
+            sum(cost_usd), sum(cost_upstream_usd), sum(input_tokens), sum(cache_read_tokens),
+            sum(cache_write_5m_tokens), sum(cache_write_1h_tokens), sum(cache_write_tokens),
+            sum(output_tokens), sum(reasoning_tokens), sum(input_audio_tokens),
+            sum(output_audio_tokens), sum(input_image_tokens), sum(output_image_tokens),
+            taffrail.sum_units(units)
+        from fresh
+        cross join (values ('hour'), ('day')) as span (granularity)
+        group by 1, 2, 3, 4, 5, 6, 7, 8, 9
+    )
+    select
+        (select count(*) from fresh),
+        (select array_agg(sums::taffrail.api_usage_aggregates) from sums)
+    into inserted, buckets;
+    perform taffrail.upsert_usage_aggregate(variadic buckets);
+    return inserted;
+end
+$$;
+
+COMMENT ON FUNCTION taffrail.record_usage(batch text) IS 'Inserts the rows of a JSON array whose id is new, adds exactly those to the sums, and returns how many they were.';
+
+CREATE FUNCTION taffrail.schema_version() RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$ select max(version) from taffrail._sqlx_migrations where success $$;
+
+COMMENT ON FUNCTION taffrail.schema_version() IS 'The number of the last migration.';
+
+CREATE PROCEDURE taffrail.set_up_roles()
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET client_min_messages TO 'warning'
+    AS $$
+declare
+    wanted text;
+begin
+    foreach wanted in array array['taffrail_ingest', 'taffrail_balance', 'taffrail_reader'] loop
+        begin
+            if to_regrole(wanted) is null then
+                execute format('create role %I nologin', wanted);
+            end if;
+        exception
+            when duplicate_object or unique_violation then null;
+            when insufficient_privilege then
+                raise warning 'may not create the role %: have it created and call taffrail.set_up_roles() again', wanted;
+        end;
+    end loop;
+
+    -- Nobody else.
+    revoke all on schema taffrail from public;
+    revoke all on all tables in schema taffrail from public;
+    revoke all on all functions in schema taffrail from public;
+    revoke all on all procedures in schema taffrail from public;
+
+    if to_regrole('taffrail_ingest') is not null then
+        grant usage on schema taffrail to taffrail_ingest;
+        grant execute on function taffrail.record_usage(text), taffrail.schema_version() to taffrail_ingest;
+    end if;
+    if to_regrole('taffrail_balance') is not null then
+        grant usage on schema taffrail to taffrail_balance;
+        grant execute on function
+            taffrail.schema_version(),
+            taffrail.ensure_partition(date),
+            taffrail.drop_oldest_partition(date),
+            taffrail.drop_aggregates(date, integer),
+            taffrail.is_scoped(),
+            taffrail.may_read(text, jsonb),
+            taffrail.sum_units(jsonb),
+            taffrail.add_units(jsonb, jsonb)
+        to taffrail_balance;
+        grant select, insert on taffrail.api_provider_balances, taffrail.price_versions to taffrail_balance;
+        grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
+    end if;
+    if to_regrole('taffrail_reader') is not null then
+        grant usage on schema taffrail to taffrail_reader;
+        grant execute on function
+            taffrail.schema_version(),
+            taffrail.is_scoped(),
+            taffrail.may_read(text, jsonb),
+            taffrail.sum_units(jsonb),
+            taffrail.add_units(jsonb, jsonb)
+        to taffrail_reader;
+        grant select on
+            taffrail.api_usage_logs,
+            taffrail.api_usage_aggregates,
+            taffrail.api_usage_buckets,
+            taffrail.api_provider_balances,
+            taffrail.price_versions
+        to taffrail_reader;
+    end if;
+end
+$$;
+
+COMMENT ON PROCEDURE taffrail.set_up_roles() IS 'Makes the roles that are missing and gives each its rights; may be called again.';
+
+CREATE TABLE taffrail.api_usage_aggregates (
+    granularity text NOT NULL COLLATE pg_catalog."C",
+    bucket_start timestamp with time zone NOT NULL,
+    namespace text NOT NULL COLLATE pg_catalog."C",
+    provider text NOT NULL COLLATE pg_catalog."C",
+    model text NOT NULL COLLATE pg_catalog."C",
+    operation text NOT NULL COLLATE pg_catalog."C",
+    outcome_class text NOT NULL COLLATE pg_catalog."C",
+    attribution jsonb NOT NULL,
+    shard smallint NOT NULL,
+    requests bigint NOT NULL,
+    unpriced_requests bigint NOT NULL,
+    cost_usd numeric,
+    cost_upstream_usd numeric,
+    input_tokens numeric,
+    cache_read_tokens numeric,
+    cache_write_5m_tokens numeric,
+    cache_write_1h_tokens numeric,
+    cache_write_tokens numeric,
+    output_tokens numeric,
+    reasoning_tokens numeric,
+    input_audio_tokens numeric,
+    output_audio_tokens numeric,
+    input_image_tokens numeric,
+    output_image_tokens numeric,
+    units jsonb,
+    CONSTRAINT api_usage_aggregates_granularity_check CHECK ((granularity = ANY (ARRAY['hour'::text, 'day'::text])))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY taffrail.api_usage_aggregates FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.api_usage_aggregates IS 'Sums of the rows of an hour or a day, by namespace, provider, model, operation, outcome class and attribution, spread over shards: sum over them, or read api_usage_buckets. A quantity is null where no row knew it.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.granularity IS 'hour or day.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.bucket_start IS 'The start of the hour or day, in UTC.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.namespace IS 'As in api_usage_logs, else the empty text.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.provider IS 'As in api_usage_logs.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.model IS 'The served model, else the requested one, else the empty text.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.operation IS 'As in api_usage_logs.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.outcome_class IS 'ok, error or cancelled.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.attribution IS 'As in api_usage_logs.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.shard IS 'Spreads writers; it has no meaning.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.requests IS 'How many rows.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.unpriced_requests IS 'How many of them have an unpriced_reason.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.cost_usd IS 'The sum of the known costs.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.cost_upstream_usd IS 'The sum of what another party bills.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.input_tokens IS 'The sum of what was known; so are the other tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.cache_read_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.cache_write_5m_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.cache_write_1h_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.cache_write_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.output_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.reasoning_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.input_audio_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.output_audio_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.input_image_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.output_image_tokens IS 'See input_tokens.';
+
+COMMENT ON COLUMN taffrail.api_usage_aggregates.units IS 'The sums of the other quantities, by unit. Decimals as strings.';
+
+CREATE FUNCTION taffrail.upsert_usage_aggregate(VARIADIC buckets taffrail.api_usage_aggregates[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    insert into taffrail.api_usage_aggregates as sums (
+        granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
+        shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
+        cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens,
+        output_tokens, reasoning_tokens, input_audio_tokens, output_audio_tokens,
+        input_image_tokens, output_image_tokens, units
+    )
+    select
+        granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
+        shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
+        cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens,
+        output_tokens, reasoning_tokens, input_audio_tokens, output_audio_tokens,
+        input_image_tokens, output_image_tokens, units
+    from unnest(buckets)
+    order by granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard
+    on conflict (granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard)
+    do update set
+        requests = sums.requests + excluded.requests,
+        unpriced_requests = sums.unpriced_requests + excluded.unpriced_requests,
+        cost_usd = coalesce(sums.cost_usd + excluded.cost_usd, sums.cost_usd, excluded.cost_usd),
+        cost_upstream_usd = coalesce(sums.cost_upstream_usd + excluded.cost_upstream_usd, sums.cost_upstream_usd, excluded.cost_upstream_usd),
+        input_tokens = coalesce(sums.input_tokens + excluded.input_tokens, sums.input_tokens, excluded.input_tokens),
+        cache_read_tokens = coalesce(sums.cache_read_tokens + excluded.cache_read_tokens, sums.cache_read_tokens, excluded.cache_read_tokens),
+        cache_write_5m_tokens = coalesce(sums.cache_write_5m_tokens + excluded.cache_write_5m_tokens, sums.cache_write_5m_tokens, excluded.cache_write_5m_tokens),
+        cache_write_1h_tokens = coalesce(sums.cache_write_1h_tokens + excluded.cache_write_1h_tokens, sums.cache_write_1h_tokens, excluded.cache_write_1h_tokens),
+        cache_write_tokens = coalesce(sums.cache_write_tokens + excluded.cache_write_tokens, sums.cache_write_tokens, excluded.cache_write_tokens),
+        output_tokens = coalesce(sums.output_tokens + excluded.output_tokens, sums.output_tokens, excluded.output_tokens),
+        reasoning_tokens = coalesce(sums.reasoning_tokens + excluded.reasoning_tokens, sums.reasoning_tokens, excluded.reasoning_tokens),
+        input_audio_tokens = coalesce(sums.input_audio_tokens + excluded.input_audio_tokens, sums.input_audio_tokens, excluded.input_audio_tokens),
+        output_audio_tokens = coalesce(sums.output_audio_tokens + excluded.output_audio_tokens, sums.output_audio_tokens, excluded.output_audio_tokens),
+        input_image_tokens = coalesce(sums.input_image_tokens + excluded.input_image_tokens, sums.input_image_tokens, excluded.input_image_tokens),
+        output_image_tokens = coalesce(sums.output_image_tokens + excluded.output_image_tokens, sums.output_image_tokens, excluded.output_image_tokens),
+        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units)
+$$;
+
+COMMENT ON FUNCTION taffrail.upsert_usage_aggregate(VARIADIC buckets taffrail.api_usage_aggregates[]) IS 'Adds to buckets, each atomically and in the order of the key. The buckets must differ in their keys.';
+
+CREATE AGGREGATE taffrail.sum_units(jsonb) (
+    SFUNC = taffrail.add_units,
+    STYPE = jsonb,
+    COMBINEFUNC = taffrail.add_units,
+    PARALLEL = safe
+);
+
+COMMENT ON AGGREGATE taffrail.sum_units(jsonb) IS 'The sum of sets of quantities by unit; null where none is known.';
+
+CREATE TABLE taffrail.api_jobs (
+    provider text NOT NULL,
+    job_id text NOT NULL,
+    id uuid NOT NULL,
+    submitted_at timestamp with time zone,
+    ended_at timestamp with time zone,
+    submit_half json,
+    end_half json,
+    recorded_at timestamp with time zone,
+    updated_at timestamp with time zone NOT NULL
+);
+
+ALTER TABLE ONLY taffrail.api_jobs FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.api_jobs IS 'Asynchronous jobs, until both of their ends are known.';
+
+COMMENT ON COLUMN taffrail.api_jobs.provider IS 'The provider''s name.';
+
+COMMENT ON COLUMN taffrail.api_jobs.job_id IS 'The provider''s id of the job.';
+
+COMMENT ON COLUMN taffrail.api_jobs.id IS 'The id of the job''s row in api_usage_logs.';
+
+COMMENT ON COLUMN taffrail.api_jobs.submitted_at IS 'When it was submitted.';
+
+COMMENT ON COLUMN taffrail.api_jobs.ended_at IS 'When it ended.';
+
+COMMENT ON COLUMN taffrail.api_jobs.submit_half IS 'What the process that submitted it knows.';
+
+COMMENT ON COLUMN taffrail.api_jobs.end_half IS 'What the process that saw its end knows.';
+
+COMMENT ON COLUMN taffrail.api_jobs.recorded_at IS 'When its row was made; null while the job is open.';
+
+COMMENT ON COLUMN taffrail.api_jobs.updated_at IS 'When a half last arrived.';
+
+CREATE TABLE taffrail.api_provider_balances (
+    provider text NOT NULL,
+    account text NOT NULL,
+    kind text NOT NULL,
+    slot timestamp with time zone NOT NULL,
+    read_at timestamp with time zone NOT NULL,
+    result text NOT NULL,
+    currency text,
+    balance numeric
+);
+
+ALTER TABLE ONLY taffrail.api_provider_balances FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.api_provider_balances IS 'One row per account, kind and reading. A failed reading has a result and no balance.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.provider IS 'The provider''s name.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.account IS 'The account''s name in the configuration.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.kind IS 'prepaid, key_limit or ledger.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.slot IS 'The scheduled time of the reading.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.read_at IS 'When it was read.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.result IS 'ok, auth, unsupported, rate_limited, timeout or error.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.currency IS 'The provider''s own currency.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.balance IS 'In that currency; null is unknown.';
+
+CREATE VIEW taffrail.api_usage_buckets WITH (security_invoker='true') AS
+ SELECT api_usage_aggregates.granularity,
+    api_usage_aggregates.bucket_start,
+    api_usage_aggregates.namespace,
+    api_usage_aggregates.provider,
+    api_usage_aggregates.model,
+    api_usage_aggregates.operation,
+    api_usage_aggregates.outcome_class,
+    api_usage_aggregates.attribution,
+    (sum(api_usage_aggregates.requests))::bigint AS requests,
+    (sum(api_usage_aggregates.unpriced_requests))::bigint AS unpriced_requests,
+    sum(api_usage_aggregates.cost_usd) AS cost_usd,
+    sum(api_usage_aggregates.cost_upstream_usd) AS cost_upstream_usd,
+    sum(api_usage_aggregates.input_tokens) AS input_tokens,
+    sum(api_usage_aggregates.cache_read_tokens) AS cache_read_tokens,
+    sum(api_usage_aggregates.cache_write_5m_tokens) AS cache_write_5m_tokens,
+    sum(api_usage_aggregates.cache_write_1h_tokens) AS cache_write_1h_tokens,
+    sum(api_usage_aggregates.cache_write_tokens) AS cache_write_tokens,
+    sum(api_usage_aggregates.output_tokens) AS output_tokens,
+    sum(api_usage_aggregates.reasoning_tokens) AS reasoning_tokens,
+    sum(api_usage_aggregates.input_audio_tokens) AS input_audio_tokens,
+    sum(api_usage_aggregates.output_audio_tokens) AS output_audio_tokens,
+    sum(api_usage_aggregates.input_image_tokens) AS input_image_tokens,
+    sum(api_usage_aggregates.output_image_tokens) AS output_image_tokens,
+    taffrail.sum_units(api_usage_aggregates.units) AS units
+   FROM taffrail.api_usage_aggregates
+  GROUP BY api_usage_aggregates.granularity, api_usage_aggregates.bucket_start, api_usage_aggregates.namespace, api_usage_aggregates.provider, api_usage_aggregates.model, api_usage_aggregates.operation, api_usage_aggregates.outcome_class, api_usage_aggregates.attribution;
+
+COMMENT ON VIEW taffrail.api_usage_buckets IS 'api_usage_aggregates with its shards summed: one row per bucket.';
+
+CREATE TABLE taffrail.api_usage_logs (
+    id uuid NOT NULL,
+    day date NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    instance text NOT NULL,
+    namespace text,
+    pod text,
+    provider text NOT NULL,
+    operation text NOT NULL,
+    method text NOT NULL,
+    route text NOT NULL,
+    model_requested text,
+    model_served text,
+    upstream_provider text,
+    service_tier text,
+    streamed boolean NOT NULL,
+    job_id text,
+    polls bigint,
+    provider_request_id text,
+    outcome text NOT NULL,
+    http_status smallint,
+    error_code text,
+    error_message text,
+    finish_reason text,
+    duration_us bigint,
+    first_byte_us bigint,
+    first_token_us bigint,
+    overhead_us bigint,
+    queue_us bigint,
+    run_us bigint,
+    request_bytes bigint,
+    response_bytes bigint,
+    input_tokens bigint,
+    cache_read_tokens bigint,
+    cache_write_5m_tokens bigint,
+    cache_write_1h_tokens bigint,
+    cache_write_tokens bigint,
+    output_tokens bigint,
+    reasoning_tokens bigint,
+    input_audio_tokens bigint,
+    output_audio_tokens bigint,
+    input_image_tokens bigint,
+    output_image_tokens bigint,
+    units jsonb,
+    fidelity text NOT NULL,
+    raw_usage json,
+    cost_usd numeric,
+    cost_upstream_usd numeric,
+    cost_source text,
+    price_version text,
+    unpriced_reason text,
+    recosted_at timestamp with time zone,
+    key_fingerprint text,
+    attribution jsonb DEFAULT '{}'::jsonb NOT NULL,
+    trace_id text,
+    span_id text
+)
+PARTITION BY RANGE (day);
+
+ALTER TABLE ONLY taffrail.api_usage_logs FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.api_usage_logs IS 'One row per request or job that can cost money, inserted once by record_usage() and changed only by re-costing. Null is unknown, never zero.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.id IS 'UUIDv7, made when the request started; derived from provider and job id for jobs.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.day IS 'The UTC day that the id names: the partition that the row was born into, whatever clocks say later.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.started_at IS 'When the request reached the sidecar, by the sidecar''s clock.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.instance IS 'The process that metered it: the pod''s name, else the host''s.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.namespace IS 'The Kubernetes namespace of the pod.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.pod IS 'The name of the pod.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.provider IS 'The provider''s name, as in the route.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.operation IS 'What was asked: chat, embeddings, image and so on.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.method IS 'The HTTP method.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.route IS 'The path with its ids replaced; never a query.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.model_requested IS 'The model that the request named.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.model_served IS 'The model that the response named.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.upstream_provider IS 'Whom a router passed the request to.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.service_tier IS 'The tier that was billed.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.streamed IS 'Whether the response was a stream of events.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.job_id IS 'The provider''s id of an asynchronous job.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.polls IS 'How often the job was asked for until its end.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.provider_request_id IS 'The provider''s id of the request or response.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.outcome IS 'How it ended: ok, rate_limited, upstream_error and so on.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.http_status IS 'The status that the provider answered with.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.error_code IS 'The provider''s own code of an error.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.error_message IS 'The provider''s message, scrubbed of secrets, at most 256 characters.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.finish_reason IS 'Why generation ended, in the provider''s own word.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.duration_us IS 'From the request''s head to the response''s last byte, in microseconds.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.first_byte_us IS 'To the first byte of the response, in microseconds.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.first_token_us IS 'To the first generated token, in microseconds.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.overhead_us IS 'What the sidecar itself took, in microseconds.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.queue_us IS 'How long a job waited, in microseconds.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.run_us IS 'How long a job ran, in microseconds.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.request_bytes IS 'Bytes of the request''s body.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.response_bytes IS 'Bytes of the response''s body.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.input_tokens IS 'Input tokens that no cache served. All quantities of tokens are disjoint.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.cache_read_tokens IS 'Input tokens read from a cache.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.cache_write_5m_tokens IS 'Input tokens written to a cache for five minutes.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.cache_write_1h_tokens IS 'Input tokens written to a cache for an hour.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.cache_write_tokens IS 'Input tokens written to a cache for another or unstated time.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.output_tokens IS 'Output tokens without reasoning.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.reasoning_tokens IS 'Output tokens of reasoning.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.input_audio_tokens IS 'Input tokens of audio.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.output_audio_tokens IS 'Output tokens of audio.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.input_image_tokens IS 'Input tokens of images.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.output_image_tokens IS 'Output tokens of images.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.units IS 'The other quantities, by unit: images, seconds, searches. Decimals as strings.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.fidelity IS 'How far the usage can be trusted: complete, partial, silent and so on.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.raw_usage IS 'The provider''s own usage object, verbatim.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.cost_usd IS 'What it cost all parties together, in US dollars; null is unknown.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.cost_upstream_usd IS 'The part of cost_usd that another party bills.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.cost_source IS 'Where the cost comes from: provider, catalog or estimated.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.price_version IS 'The version of the price book that priced it.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.unpriced_reason IS 'Why the cost is unknown.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.recosted_at IS 'When the cost was last computed anew.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.key_fingerprint IS 'A keyed hash of the API key; the key itself is nowhere.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.attribution IS 'Attribution labels and their values.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.trace_id IS 'From the request''s traceparent.';
+
+COMMENT ON COLUMN taffrail.api_usage_logs.span_id IS 'From the request''s traceparent.';
+
+CREATE TABLE taffrail.price_versions (
+    version text NOT NULL,
+    source text NOT NULL,
+    effective_from timestamp with time zone NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    catalogue json NOT NULL
+);
+
+ALTER TABLE ONLY taffrail.price_versions FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.price_versions IS 'Every version of the price book that a row can name, so that history keeps its price.';
+
+COMMENT ON COLUMN taffrail.price_versions.version IS 'As in api_usage_logs.price_version.';
+
+COMMENT ON COLUMN taffrail.price_versions.source IS 'embedded, a provider''s name, or import.';
+
+COMMENT ON COLUMN taffrail.price_versions.effective_from IS 'From when its prices hold.';
+
+COMMENT ON COLUMN taffrail.price_versions.created_at IS 'When it was made.';
+
+COMMENT ON COLUMN taffrail.price_versions.catalogue IS 'The prices.';
+
+CREATE TABLE taffrail.reader_scopes (
+    reader name NOT NULL,
+    namespace text,
+    team text,
+    CONSTRAINT reader_scopes_check CHECK (((namespace IS NOT NULL) OR (team IS NOT NULL)))
+);
+
+COMMENT ON TABLE taffrail.reader_scopes IS 'Limits what a login that reads may see: rows that match one of its scopes. A login without scopes sees everything.';
+
+COMMENT ON COLUMN taffrail.reader_scopes.reader IS 'The name of the login.';
+
+COMMENT ON COLUMN taffrail.reader_scopes.namespace IS 'Only rows and sums of this namespace.';
+
+COMMENT ON COLUMN taffrail.reader_scopes.team IS 'Only rows and sums whose attribution label `team` has this value.';
+
+CREATE TABLE taffrail.retention (
+    kept_from date NOT NULL,
+    changed_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+COMMENT ON TABLE taffrail.retention IS 'From which day on rows are kept; earlier days have been dropped. At most one row.';
+
+COMMENT ON COLUMN taffrail.retention.kept_from IS 'The first day that was not dropped.';
+
+COMMENT ON COLUMN taffrail.retention.changed_at IS 'When a day was last dropped.';
+
+ALTER TABLE ONLY taffrail.api_jobs
+    ADD CONSTRAINT api_jobs_id_key UNIQUE (id);
+
+ALTER TABLE ONLY taffrail.api_jobs
+    ADD CONSTRAINT api_jobs_pkey PRIMARY KEY (provider, job_id);
+
+ALTER TABLE ONLY taffrail.api_provider_balances
+    ADD CONSTRAINT api_provider_balances_pkey PRIMARY KEY (provider, account, kind, slot);
+
+ALTER TABLE ONLY taffrail.api_usage_aggregates
+    ADD CONSTRAINT api_usage_aggregates_pkey PRIMARY KEY (granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard);
+
+ALTER TABLE ONLY taffrail.api_usage_logs
+    ADD CONSTRAINT api_usage_logs_pkey PRIMARY KEY (id, day);
+
+ALTER TABLE ONLY taffrail.price_versions
+    ADD CONSTRAINT price_versions_pkey PRIMARY KEY (version);
+
+ALTER TABLE ONLY taffrail.reader_scopes
+    ADD CONSTRAINT reader_scopes_reader_namespace_team_key UNIQUE NULLS NOT DISTINCT (reader, namespace, team);
+
+CREATE INDEX api_jobs_open ON taffrail.api_jobs USING btree (updated_at) WHERE (recorded_at IS NULL);
+
+CREATE INDEX api_usage_logs_outcome ON ONLY taffrail.api_usage_logs USING btree (outcome, started_at DESC, id DESC) WHERE (outcome <> 'ok'::text);
+
+CREATE INDEX api_usage_logs_provider ON ONLY taffrail.api_usage_logs USING btree (provider, started_at DESC, id DESC);
+
+CREATE INDEX api_usage_logs_started_at ON ONLY taffrail.api_usage_logs USING btree (started_at DESC, id DESC);
+
+CREATE UNIQUE INDEX retention_is_one_row ON taffrail.retention USING btree ((true));
+
+ALTER TABLE taffrail.api_jobs ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE taffrail.api_provider_balances ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE taffrail.api_usage_aggregates ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE taffrail.api_usage_logs ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY owner ON taffrail.api_jobs TO postgres USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON taffrail.api_provider_balances TO postgres USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON taffrail.api_usage_aggregates TO postgres USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON taffrail.api_usage_logs TO postgres USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON taffrail.price_versions TO postgres USING (true) WITH CHECK (true);
+
+ALTER TABLE taffrail.price_versions ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY reader ON taffrail.api_provider_balances FOR SELECT USING ((NOT ( SELECT taffrail.is_scoped() AS is_scoped)));
+
+CREATE POLICY reader ON taffrail.api_usage_aggregates FOR SELECT USING (((NOT ( SELECT taffrail.is_scoped() AS is_scoped)) OR taffrail.may_read(NULLIF(namespace, ''::text), attribution)));
+
+CREATE POLICY reader ON taffrail.api_usage_logs FOR SELECT USING (((NOT ( SELECT taffrail.is_scoped() AS is_scoped)) OR taffrail.may_read(namespace, attribution)));
+
+CREATE POLICY reader ON taffrail.price_versions FOR SELECT USING (true);
+
+CREATE POLICY writer ON taffrail.api_provider_balances FOR INSERT WITH CHECK (true);
+
+CREATE POLICY writer ON taffrail.price_versions FOR INSERT WITH CHECK (true);
+
+GRANT USAGE ON SCHEMA taffrail TO taffrail_ingest;
+GRANT USAGE ON SCHEMA taffrail TO taffrail_balance;
+GRANT USAGE ON SCHEMA taffrail TO taffrail_reader;
+
+REVOKE ALL ON FUNCTION taffrail.add_units(a jsonb, b jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.add_units(a jsonb, b jsonb) TO taffrail_balance;
+GRANT ALL ON FUNCTION taffrail.add_units(a jsonb, b jsonb) TO taffrail_reader;
+
+REVOKE ALL ON FUNCTION taffrail.backfill_usage_aggregates("from" date, "to" date) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION taffrail.days_ahead_max() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION taffrail.drop_aggregates(before date, rows_max integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.drop_aggregates(before date, rows_max integer) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.drop_oldest_partition(before date) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.drop_oldest_partition(before date) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.ensure_partition(wanted date) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.ensure_partition(wanted date) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.is_scoped() FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.is_scoped() TO taffrail_balance;
+GRANT ALL ON FUNCTION taffrail.is_scoped() TO taffrail_reader;
+
+REVOKE ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) TO taffrail_balance;
+GRANT ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) TO taffrail_reader;
+
+REVOKE ALL ON FUNCTION taffrail.outcome_class(outcome text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION taffrail.record_usage(batch text) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.record_usage(batch text) TO taffrail_ingest;
+
+REVOKE ALL ON FUNCTION taffrail.schema_version() FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.schema_version() TO taffrail_ingest;
+GRANT ALL ON FUNCTION taffrail.schema_version() TO taffrail_balance;
+GRANT ALL ON FUNCTION taffrail.schema_version() TO taffrail_reader;
+
+REVOKE ALL ON PROCEDURE taffrail.set_up_roles() FROM PUBLIC;
+
+GRANT SELECT ON TABLE taffrail.api_usage_aggregates TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.api_usage_aggregates TO taffrail_reader;
+
+REVOKE ALL ON FUNCTION taffrail.upsert_usage_aggregate(VARIADIC buckets taffrail.api_usage_aggregates[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION taffrail.sum_units(jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.sum_units(jsonb) TO taffrail_balance;
+GRANT ALL ON FUNCTION taffrail.sum_units(jsonb) TO taffrail_reader;
+
+GRANT SELECT,INSERT ON TABLE taffrail.api_provider_balances TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.api_provider_balances TO taffrail_reader;
+
+GRANT SELECT ON TABLE taffrail.api_usage_buckets TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.api_usage_buckets TO taffrail_reader;
+
+GRANT SELECT ON TABLE taffrail.api_usage_logs TO taffrail_reader;
+
+GRANT SELECT,INSERT ON TABLE taffrail.price_versions TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.price_versions TO taffrail_reader;
