@@ -382,6 +382,7 @@ class Price:
         self.variants = {}
         self.regions = {}
         self.estimate = []
+        self.billable_unit_is = None
 
     def figures(self):
         yield from self.rates.figures()
@@ -403,6 +404,8 @@ class Price:
             shown["regions"] = {k: self.regions[k] for k in sorted(self.regions)}
         if self.estimate:
             shown["estimate"] = sorted(self.estimate)
+        if self.billable_unit_is:
+            shown["billable_unit_is"] = self.billable_unit_is
         return shown
 
 
@@ -566,6 +569,7 @@ def litellm_models(entries, ids, prefixes, ours):
             model.prices[0].variants.update(listed)
             model.prices[0].rates = Rates()
             model.prices[0].estimate = []
+            model.prices[0].billable_unit_is = None
     return models
 
 
@@ -618,16 +622,19 @@ def litellm_price(entry, ours, name):
                 price.variants[match[1]] = {"video_second": text(Decimal(value))}
     if mode == "image_generation" and not media and "output" not in plain:
         if pixel := listed("output_cost_per_pixel", "input_cost_per_pixel"):
-            plain["megapixel"] = million(pixel)
+            # fal's megapixel is 1024 × 1024 pixels: LiteLLM's figure is 0.025 divided by that.
+            plain["megapixel"] = text(pixel * 1024 * 1024) if ours == "fal" else million(pixel)
         elif amount := listed("output_cost_per_image", "input_cost_per_image"):
             plain["image"] = text(amount)
     if mode == "ocr" and (amount := listed("ocr_cost_per_page")):
         plain["page"] = text(amount)
     if ours == "fal" and not price.variants:
-        # fal bills its own units times this price, whatever LiteLLM calls the unit.
+        # fal bills its own units times this price. What LiteLLM calls the unit only stands in
+        # where an answer states none.
         for unit in ("megapixel", "image", "video_second"):
             if unit in plain:
                 plain["billable_unit"] = plain.pop(unit)
+                price.billable_unit_is = unit
                 price.estimate.append("billable_unit")
     for region in ("us", "eu"):
         factor = listed(f"regional_processing_uplift_multiplier_{region}")

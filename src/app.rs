@@ -1,6 +1,7 @@
 //! The wiring: the only file that knows every module. Builds the parts from the configuration,
 //! connects them, and takes them down in the order that loses nothing.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -59,10 +60,10 @@ impl App {
             tracing::warn!(key, "is configured, but has no effect in this version");
         }
         let routes = routes(config)?;
-        let names: Vec<String> = routes.names().map(|name| name.to_string()).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let vendors: BTreeSet<&str> = routes.iter().map(|route| &*route.label).collect();
+        let vendors: Vec<&str> = vendors.into_iter().collect();
         let labels = config.attribution.labels();
-        let metrics = Arc::new(Metrics::new(&config.metrics, &labels, &names));
+        let metrics = Arc::new(Metrics::new(&config.metrics, &labels, &vendors));
         let prices = Arc::new(price_book(config.prices.overlay_file.as_deref())?);
         for provider in prices.providers() {
             let models = u64::try_from(prices.models(provider).count()).unwrap_or(u64::MAX);
@@ -347,6 +348,7 @@ fn routes(config: &Config) -> anyhow::Result<Routes> {
             Upstream::parse(url).with_context(|| format!("providers.{name}.upstream"))?;
         routes.push(Route {
             name: name.into(),
+            label: provider.label().into(),
             provider,
             upstream,
             usage_injection: settings

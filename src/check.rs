@@ -437,6 +437,9 @@ mod tests {
             .collect();
         let expected = [
             ("upstream anthropic", Status::Skip),
+            ("upstream fal", Status::Skip),
+            ("upstream fal-queue", Status::Skip),
+            ("upstream fal-rest", Status::Skip),
             ("upstream groq", Status::Fail),
             ("upstream openai", Status::Fail),
             ("upstream openrouter", Status::Skip),

@@ -28,18 +28,19 @@ declare
     wanted date;
     made bigint;
     total bigint := 0;
-    kept_from date := (select kept_from from taffrail.retention);
+    first_kept date;
 begin
-    -- The rows of a day are in its partition or, where the id was made a moment before or after
-    -- midnight, in one beside it.
-    if "from" <= kept_from then
-        raise exception 'the rows before % have been dropped; their sums are all that is left of them', kept_from
-            using errcode = 'invalid_parameter_value',
-            hint = format('start at %s or later', kept_from + 1);
-    end if;
     for wanted in select generate_series("from", "to" - 1, interval '1 day')::date loop
         perform pg_advisory_xact_lock(hashtext('taffrail.aggregates'), beside - date '2000-01-01')
         from unnest(array[wanted - 1, wanted, wanted + 1]) as beside;
+        -- The rows of a day are in its partition or, where the id was made a moment before or
+        -- after midnight, in one beside it. None of them goes while this holds their locks.
+        select kept_from into first_kept from taffrail.retention;
+        if wanted <= first_kept then
+            raise exception 'the rows before % have been dropped; their sums are all that is left of them', first_kept
+                using errcode = 'invalid_parameter_value',
+                hint = format('start at %s or later', first_kept + 1);
+        end if;
         delete from taffrail.api_usage_aggregates
         where granularity in ('hour', 'day')
             and bucket_start >= wanted::timestamp at time zone 'UTC'
@@ -105,11 +106,11 @@ CREATE FUNCTION taffrail.drop_oldest_partition(before date) RETURNS date
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
     SET lock_timeout TO '200ms'
+    SET client_min_messages TO 'warning'
     AS $$
 declare
     oldest date;
 begin
-    perform pg_advisory_xact_lock(hashtext('taffrail.partitions'));
     select min(to_date(right(child.relname, 8), 'YYYYMMDD')) into oldest
     from pg_inherits
     join pg_class as child on child.oid = inhrelid
@@ -117,7 +118,10 @@ begin
     if oldest is null or oldest >= before then
         return null;
     end if;
-    execute format('drop table taffrail.%I', 'api_usage_logs_' || to_char(oldest, 'YYYYMMDD'));
+    -- Rows that arrive for the day, a rebuild of its sums and another who drops it take turns with
+    -- this: none of them sees the day half gone.
+    perform pg_advisory_xact_lock(hashtext('taffrail.aggregates'), oldest - date '2000-01-01');
+    execute format('drop table if exists taffrail.%I', 'api_usage_logs_' || to_char(oldest, 'YYYYMMDD'));
     insert into taffrail.retention (kept_from) values (oldest + 1)
     on conflict ((true)) do update set
         kept_from = greatest(retention.kept_from, excluded.kept_from),
@@ -136,7 +140,7 @@ CREATE FUNCTION taffrail.ensure_partition(wanted date) RETURNS void
 declare
     partition text := 'api_usage_logs_' || to_char(wanted, 'YYYYMMDD');
 begin
-    if to_regclass('taffrail.' || partition) is not null then
+    if taffrail.has_partition(wanted) then
         return;
     end if;
     if wanted < (select kept_from from taffrail.retention) then
@@ -148,7 +152,7 @@ begin
             using errcode = 'invalid_parameter_value';
     end if;
     perform pg_advisory_xact_lock(hashtext('taffrail.partitions'));
-    if to_regclass('taffrail.' || partition) is not null then
+    if taffrail.has_partition(wanted) then
         return;
     end if;
     execute format('create table taffrail.%I (like taffrail.api_usage_logs including defaults)', partition);
@@ -160,6 +164,19 @@ end
 $$;
 
 COMMENT ON FUNCTION taffrail.ensure_partition(wanted date) IS 'Makes the partition of a day, if it is missing; refuses days that retention dropped and days too far ahead.';
+
+CREATE FUNCTION taffrail.has_partition(wanted date) RETURNS boolean
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select exists (
+        select from pg_class
+        where relnamespace = 'taffrail'::regnamespace
+            and relname = 'api_usage_logs_' || to_char(wanted, 'YYYYMMDD')
+    )
+$$;
+
+COMMENT ON FUNCTION taffrail.has_partition(wanted date) IS 'Whether a day has its partition.';
 
 CREATE FUNCTION taffrail.is_scoped() RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -206,7 +223,7 @@ declare
 begin
     select array_agg(distinct day order by day) into days
     from json_to_recordset(batch::json) as rows (day date);
-    -- A rebuild of the sums of a day and the rows that arrive for it take turns.
+    -- A rebuild of the sums of a day, its end and the rows that arrive for it take turns.
     perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
     from unnest(days) as wanted;
     perform taffrail.ensure_partition(wanted) from unnest(days) as wanted;
@@ -908,6 +925,8 @@ GRANT ALL ON FUNCTION taffrail.drop_oldest_partition(before date) TO taffrail_ba
 
 REVOKE ALL ON FUNCTION taffrail.ensure_partition(wanted date) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.ensure_partition(wanted date) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.has_partition(wanted date) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION taffrail.is_scoped() FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.is_scoped() TO taffrail_balance;

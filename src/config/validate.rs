@@ -23,15 +23,8 @@ use crate::telemetry;
 /// The longest provider name, in characters: it is a path segment of every request.
 const PROVIDER_NAME_CHARS_MAX: usize = 32;
 
-/// Names that later versions build in: a provider declared under one of them would change its
-/// meaning then.
-const RESERVED_NAMES: &[&str] = &["fal", "fal-queue", "fal-proxy"];
-
 /// Headers that carry credentials besides API keys.
 const CREDENTIAL_FIELDS: [HeaderName; 2] = [header::PROXY_AUTHORIZATION, header::COOKIE];
-
-/// What is wrong with a reserved name.
-const NOT_YET: &str = "this version does not have the provider";
 
 /// A rule that does not hold.
 #[derive(Debug, Clone, PartialEq)]
@@ -243,9 +236,15 @@ impl Rules {
                 );
                 continue;
             }
-            if built_in.is_none() && RESERVED_NAMES.contains(&name.as_str()) {
-                let accepted = format!("a built-in name: {}, or another one", built_in_names());
-                self.add(table, NOT_YET, accepted);
+            if let Some(forwarding) = provider::forwarding(name) {
+                self.add(
+                    table,
+                    "a route without settings of its own",
+                    format!(
+                        "the upstreams of the hosts that it leads to: {}",
+                        forwarding.hosts
+                    ),
+                );
                 continue;
             }
             let default = built_in.as_ref().and_then(|known| known.default_upstream());
@@ -283,11 +282,12 @@ impl Rules {
         for (index, account) in config.accounts.iter().enumerate() {
             let table = KeyPath::new(["accounts", &index.to_string()]);
             let name = account.provider.as_str();
-            let is_known = provider::BUILTIN.contains(&name) || config.providers.contains_key(name);
+            let is_known = match provider::builtin(name) {
+                Some(provider) => provider.label() == name,
+                None => config.providers.contains_key(name),
+            };
             if name.is_empty() {
                 self.add(table.join("provider"), "missing", known_names(config));
-            } else if !is_known && RESERVED_NAMES.contains(&name) {
-                self.add(table.join("provider"), NOT_YET, known_names(config));
             } else if !is_known {
                 let what = format!("{:?} is not a known provider", account.provider);
                 self.add(table.join("provider"), what, known_names(config));
@@ -501,10 +501,11 @@ fn built_in_names() -> String {
 fn known_names(config: &Config) -> String {
     let declared = config.providers.keys().map(String::as_str);
     let declared = declared.filter(|name| !provider::BUILTIN.contains(name));
-    std::iter::once(built_in_names().as_str())
-        .chain(declared)
-        .collect::<Vec<_>>()
-        .join(", ")
+    let vendors = provider::BUILTIN
+        .iter()
+        .copied()
+        .filter(|name| provider::builtin(name).is_some_and(|provider| provider.label() == *name));
+    vendors.chain(declared).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! problem with the key it is at. Nothing is guessed: an unknown key, unit or shape is a problem.
 //!
 //! An entry of a model is a table of rates by unit, with `above`, `tiers`, `variants`, `regions`,
-//! `estimate`, `from`, `hours` and `source` beside them; an array of such tables, of which the
-//! last that is active holds; or the name of the model that it costs the same as. The full
-//! description, with examples, is docs/prices.md.
+//! `estimate`, `billable_unit_is`, `from`, `hours` and `source` beside them; an array of such
+//! tables, of which the last that is active holds; or the name of the model that it costs the
+//! same as. The full description, with examples, is docs/prices.md.
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -316,6 +316,7 @@ impl Reader {
                     self.problem(&key, "not a table", "a table");
                 }
                 ("estimate", value) => price.estimate = self.units(&key, value),
+                ("billable_unit_is", value) => price.billable_unit_is = self.unit(&key, value),
                 ("source", Value::String(_)) => {}
                 ("source", _) => self.problem(&key, "not a text", "where the figures come from"),
                 _ => {
@@ -434,6 +435,14 @@ impl Reader {
         units.unwrap_or_default()
     }
 
+    fn unit(&mut self, at: &Key<'_>, value: &Value) -> Option<Unit> {
+        let unit = value.as_str().and_then(Unit::from_name);
+        if unit.is_none() {
+            self.problem(at, "not a unit", rate_keys(&[]));
+        }
+        unit
+    }
+
     fn date(&mut self, at: &Key<'_>, value: &Value) -> Option<chrono::DateTime<chrono::Utc>> {
         let date = value
             .as_str()
@@ -463,8 +472,16 @@ impl Reader {
 }
 
 /// What an entry may hold besides rates.
-const PRICE_KEYS: [&str; 8] = [
-    "above", "tiers", "variants", "regions", "estimate", "from", "hours", "source",
+const PRICE_KEYS: [&str; 9] = [
+    "above",
+    "tiers",
+    "variants",
+    "regions",
+    "estimate",
+    "billable_unit_is",
+    "from",
+    "hours",
+    "source",
 ];
 
 fn rate_keys(others: &[&str]) -> String {

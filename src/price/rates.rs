@@ -144,6 +144,9 @@ pub struct Price {
     pub(super) regions: Vec<(Box<str>, Decimal)>,
     /// Units whose rate is the commonest of several that the usage cannot tell apart.
     pub(super) estimate: Vec<Unit>,
+    /// What the provider's own unit of billing is. It stands in for that unit in a usage that
+    /// does not state it.
+    pub(super) billable_unit_is: Option<Unit>,
 }
 
 /// The circumstances of a call that its price depends on.
@@ -167,6 +170,8 @@ struct Sheet<'a> {
     tier: Option<&'a RateSet>,
     variant: Option<&'a Rates>,
     has_unlisted_variant: bool,
+    /// The unit that is billed at the rate of billing units, as none are stated.
+    billed: Option<Unit>,
     factor: Decimal,
     /// Tier and region were either listed or standard.
     is_listed: bool,
@@ -232,7 +237,7 @@ impl Price {
             .map(|(_, rates)| rates)
     }
 
-    fn sheet<'a>(&'a self, terms: Terms<'_>, context: Decimal) -> Sheet<'a> {
+    fn sheet<'a>(&'a self, terms: Terms<'_>, usage: &Usage) -> Sheet<'a> {
         let is_one_of = |names: &[&str], name: &str| {
             names
                 .iter()
@@ -264,16 +269,18 @@ impl Price {
             tier,
             variant,
             has_unlisted_variant: terms.variant.is_some() && variant.is_none(),
+            billed: self
+                .billable_unit_is
+                .filter(|_| usage.get(Unit::BillableUnit).is_none()),
             factor: factor.unwrap_or(Decimal::ONE),
             is_listed: is_tier_listed && is_region_listed,
-            context,
+            context: usage.input_tokens_total().unwrap_or_default(),
         }
     }
 
     /// What `usage` costs; `Err` is the first quantity without a rate.
     pub(super) fn cost(&self, usage: &Usage, terms: Terms<'_>) -> Result<Cost, Unit> {
-        let context = usage.input_tokens_total().unwrap_or_default();
-        let sheet = self.sheet(terms, context);
+        let sheet = self.sheet(terms, usage);
         let mut tokens = Decimal::ZERO;
         let mut others = Decimal::ZERO;
         let mut estimated = false;
@@ -323,15 +330,21 @@ impl Sheet<'_> {
                 .and_then(|tier| tier.rate(unit, self.context))
                 .or_else(|| self.price.standard.rate(unit, self.context))
         };
-        let rate = listed(unit).or_else(|| billed_as(unit).and_then(listed))?;
-        Some((rate, is_stand_in))
+        if let Some(rate) = listed(unit).or_else(|| billed_as(unit).and_then(listed)) {
+            return Some((rate, is_stand_in));
+        }
+        let is_billed = self.billed == Some(unit);
+        let rate = is_billed.then(|| listed(Unit::BillableUnit)).flatten()?;
+        Some((rate, true))
     }
 
     /// Whether `unit`, which has no rate, only measures what the usage states in another unit
     /// that has one: images besides megapixels, seconds besides audio tokens.
     fn is_measured_otherwise(&self, unit: Unit, usage: &Usage) -> bool {
         usage.iter().any(|(other, quantity)| {
-            !quantity.is_zero() && measures_the_same(unit, other) && self.rate(other).is_some()
+            // No billing units at all is a statement: the provider bills nothing.
+            let is_stated = !quantity.is_zero() || other == Unit::BillableUnit;
+            is_stated && measures_the_same(unit, other) && self.rate(other).is_some()
         })
     }
 }
@@ -354,6 +367,10 @@ const fn billed_as(unit: Unit) -> Option<Unit> {
 /// Whether `unit` can be another measure of what `other` counts, so that a model billed by
 /// `other` owes nothing for it.
 const fn measures_the_same(unit: Unit, other: Unit) -> bool {
+    // The provider's own units of billing are the whole bill.
+    if matches!(other, Unit::BillableUnit) {
+        return true;
+    }
     match unit {
         Unit::ComputeSecond | Unit::Request | Unit::BillableUnit => true,
         Unit::Image | Unit::Megapixel => is_yardstick(other) || matches!(other, Unit::OutputImage),
@@ -439,6 +456,39 @@ mod tests {
         let night = Hours(time("16:30:00"), time("00:30:00"));
         assert!(night.contain(time("16:30:00")) && night.contain(time("00:29:59")));
         assert!(!night.contain(time("00:30:00")) && !night.contain(time("16:29:59")));
+    }
+
+    #[test]
+    fn a_unit_stands_in_for_billing_units_that_nobody_stated() {
+        let rate = Rate::published(Unit::BillableUnit, "0.025").unwrap();
+        let price = |billable_unit_is| Price {
+            standard: RateSet {
+                base: vec![(Unit::BillableUnit, rate)],
+                above: Vec::new(),
+            },
+            billable_unit_is,
+            ..Price::default()
+        };
+        let by_megapixel = price(Some(Unit::Megapixel));
+        let cost = |price: &Price, usage: Usage| {
+            let cost = price.cost(&usage, Terms::default())?;
+            Ok((cost.dollars, cost.estimated))
+        };
+        let seen = Usage::new().with(Unit::Image, 2).with(Unit::Megapixel, 4);
+        assert_eq!(cost(&by_megapixel, seen.clone()), Ok((dec("0.1"), true)));
+        // What is stated wins, and nothing is charged twice.
+        let stated = seen.clone().with(Unit::BillableUnit, dec("3.008"));
+        assert_eq!(cost(&by_megapixel, stated), Ok((dec("0.0752"), false)));
+        let free = seen.clone().with(Unit::BillableUnit, 0);
+        assert_eq!(cost(&by_megapixel, free), Ok((dec("0"), false)));
+        let written = Usage::new()
+            .with(Unit::BillableUnit, 1)
+            .with(Unit::Input, 12);
+        assert_eq!(cost(&by_megapixel, written), Ok((dec("0.025"), false)));
+        // Without the name of the unit nothing is guessed.
+        assert_eq!(cost(&price(None), seen), Err(Unit::Image));
+        let images = Usage::new().with(Unit::Image, 2);
+        assert_eq!(cost(&by_megapixel, images), Err(Unit::Image));
     }
 
     #[test]

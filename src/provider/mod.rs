@@ -5,13 +5,15 @@
 //! here.
 //!
 //! What the dialects share has its own files: `route` knows paths, `request` reads what is asked,
-//! `response` meters what is answered, `failure` says what an error means.
+//! `source` splits what is answered into documents, `response` meters it, `failure` says what an
+//! error means.
 
 mod anthropic;
 mod azure;
 mod chat;
 mod cost;
 mod failure;
+mod fal;
 mod object;
 mod openai;
 mod openrouter;
@@ -19,6 +21,7 @@ mod replicate;
 mod request;
 mod response;
 mod route;
+mod source;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -240,8 +243,13 @@ pub struct RateLimit {
 
 /// A vendor's API.
 pub trait Provider: Send + Sync {
-    /// Route, configuration key and label alike.
+    /// Route and configuration key alike.
     fn name(&self) -> &str;
+    /// What records, metrics, prices and accounts call the vendor. A vendor whose API is at
+    /// several hosts has a provider for each, all of one label.
+    fn label(&self) -> &str {
+        self.name()
+    }
     /// The upstream that is used unless configuration overrides it; `None` if there is no
     /// default (a declared upstream).
     fn default_upstream(&self) -> Option<&'static str>;
@@ -264,6 +272,9 @@ pub const BUILTIN: &[&str] = &[
     anthropic::NAME,
     openrouter::NAME,
     replicate::NAME,
+    fal::RUN,
+    fal::QUEUE,
+    fal::REST,
 ];
 
 /// The built-in provider of that name.
@@ -274,8 +285,32 @@ pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
         anthropic::NAME => Arc::new(anthropic::Anthropic),
         openrouter::NAME => Arc::new(openrouter::OpenRouter),
         replicate::NAME => Arc::new(replicate::Replicate),
+        fal::RUN => Arc::new(fal::Fal(fal::Host::Run)),
+        fal::QUEUE => Arc::new(fal::Fal(fal::Host::Queue)),
+        fal::REST => Arc::new(fal::Fal(fal::Host::Rest)),
         _ => return None,
     })
+}
+
+/// A route without an upstream of its own. A request to it says in a header which URL it is
+/// for, and goes on by the route of the provider at that URL's host, to whatever upstream that
+/// route has.
+#[derive(Debug)]
+pub struct Forwarding {
+    /// The route: the whole path.
+    pub route: &'static str,
+    /// The header that holds the URL.
+    pub header: HeaderName,
+    /// The hosts that are known, for people.
+    pub hosts: &'static str,
+    /// The name of the provider at the URL's host, and the URL's path and query; `None` unless it
+    /// is an https URL at a known host.
+    pub resolve: fn(&str) -> Option<(&'static str, &str)>,
+}
+
+/// The forwarding of that route, if it is one.
+pub fn forwarding(route: &str) -> Option<&'static Forwarding> {
+    (route == fal::FORWARDING.route).then_some(&fal::FORWARDING)
 }
 
 /// A declared provider that speaks the OpenAI dialect (`dialect = "chat"`), under its own name.

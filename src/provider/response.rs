@@ -7,11 +7,11 @@
 
 use std::sync::LazyLock;
 
-use http::header::CONTENT_TYPE;
 use rust_decimal::Decimal;
 
 use super::failure::{self, Failure};
 use super::object::{merge, word};
+use super::source::{Documents, Framing, Source};
 use super::{
     End, Meter, Milestone, NAME_BYTES_MAX, Part, Report, RequestFacts, ResponseHead, StatedCost,
 };
@@ -19,8 +19,7 @@ use crate::fault::Outcome;
 use crate::record::{Fidelity, Operation};
 use crate::usage::{Unit, Usage};
 use crate::wire::json::Step::{self, Key};
-use crate::wire::json::{Found, Kind, Path, Picker, Selector, Status, Want};
-use crate::wire::sse::{Decoder, Piece};
+use crate::wire::json::{Found, Kind, Path, Selector, Status, Want};
 
 /// The longest usage object that is read. Real ones have some hundred bytes; Anthropic's list of
 /// iterations adds about 300 for each.
@@ -30,7 +29,7 @@ pub(crate) const USAGE_BYTES_MAX: usize = 32 * 1024;
 pub(crate) const MESSAGE_BYTES_MAX: usize = 4096;
 
 /// The longest word (a type, a code, a reason) that is read.
-const WORD_BYTES_MAX: usize = 128;
+pub(crate) const WORD_BYTES_MAX: usize = 128;
 
 /// What a value means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,15 +211,7 @@ impl<C: Counts> ResponseMeter<C> {
             Framing::of(head, operation)
         };
         ResponseMeter {
-            source: Source {
-                framing,
-                decoder: Decoder::new(),
-                documents: Documents {
-                    picker: Picker::new(&table.selector),
-                    start: [0; DONE.len()],
-                    length: 0,
-                },
-            },
+            source: Source::new(framing, &table.selector),
             answer: Answer {
                 rows: table.rows,
                 vendor,
@@ -242,7 +233,7 @@ impl<C: Counts> ResponseMeter<C> {
                 searches: 0,
                 failure: None,
                 ending: Ending::Open,
-                is_streamed: framing == Framing::Undecided(Text::Events),
+                is_streamed: framing.is_stream(),
                 is_token_seen: false,
                 is_filtered: false,
                 is_usage_final: true,
@@ -269,188 +260,24 @@ impl<C: Counts> Meter for ResponseMeter<C> {
 
     fn finish(self: Box<Self>, end: End, request: &RequestFacts) -> Report {
         let ResponseMeter { source, mut answer } = *self;
-        source.end(end, &mut answer);
+        let was_malformed = answer.is_malformed;
+        source.end(&mut answer);
+        // Half a document is a fault only where the whole of it came.
+        if end != End::Complete {
+            answer.is_malformed = was_malformed;
+        }
         answer.report(end, request)
     }
 }
 
 /// The vendor's id of the request, out of the headers.
-fn request_id(vendor: &Vendor, head: ResponseHead<'_>) -> Option<String> {
+pub(crate) fn request_id(vendor: &Vendor, head: ResponseHead<'_>) -> Option<String> {
     vendor
         .request_id_headers
         .iter()
         .filter_map(|name| head.headers.get(*name)?.to_str().ok())
         .find(|id| !id.is_empty() && id.len() <= NAME_BYTES_MAX)
         .map(str::to_owned)
-}
-
-/// The data of the event that ends a stream of the OpenAI family.
-const DONE: &[u8; 6] = b"[DONE]";
-
-/// Splits a body into the documents that hold values: one of JSON, or one for each event.
-struct Source {
-    framing: Framing,
-    decoder: Decoder,
-    documents: Documents,
-}
-
-/// Reads the one document of a JSON body, or that of each event.
-struct Documents {
-    picker: Picker<'static>,
-    /// The first bytes of the event's data, and how many there are in all.
-    start: [u8; DONE.len()],
-    length: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Framing {
-    /// The first byte that is no white space will tell; until then, what the type says.
-    Undecided(Text),
-    Json,
-    Events,
-    /// Nothing that could be read.
-    Opaque,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Text {
-    Json,
-    Events,
-    Other,
-}
-
-impl Framing {
-    fn of(head: ResponseHead<'_>, operation: Operation) -> Framing {
-        let content_type = head.headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
-        let Some(content_type) = content_type else {
-            return Framing::Undecided(Text::Json);
-        };
-        let essence = content_type
-            .split(|byte| *byte == b';')
-            .next()
-            .unwrap_or_default()
-            .trim_ascii()
-            .to_ascii_lowercase();
-        match essence.as_slice() {
-            b"text/event-stream" => Framing::Undecided(Text::Events),
-            essence if essence.ends_with(b"json") => Framing::Undecided(Text::Json),
-            // Some servers send JSON or events as plain text; a transcript is plain text.
-            b"text/plain" if operation != Operation::Transcription => {
-                Framing::Undecided(Text::Json)
-            }
-            essence if essence.starts_with(b"text/") => Framing::Undecided(Text::Other),
-            _ => Framing::Opaque,
-        }
-    }
-
-    /// What the first byte says. Errors come as JSON under the type of a stream, and streams
-    /// under the type of JSON.
-    fn decide(text: Text, first: u8) -> Framing {
-        match (text, first) {
-            (_, b'{' | b'[') => Framing::Json,
-            // `data:`, `event:`, `id:`, `retry:` or a comment; no JSON document begins so.
-            (Text::Events, _) | (Text::Json, b'd' | b'e' | b'i' | b'r' | b':') => Framing::Events,
-            (Text::Json, _) => Framing::Json,
-            (Text::Other, _) => Framing::Opaque,
-        }
-    }
-}
-
-/// White space and the bytes of a byte order mark: what may come before the first real byte.
-/// Long answers are kept alive with white space in front of the JSON (OpenRouter, DeepSeek).
-fn is_blank(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 0xEF | 0xBB | 0xBF)
-}
-
-impl Source {
-    fn push<C: Counts>(&mut self, mut bytes: &[u8], answer: &mut Answer<C>) {
-        if let Framing::Undecided(text) = self.framing {
-            let Some(first) = bytes.iter().position(|byte| !is_blank(*byte)) else {
-                return;
-            };
-            bytes = bytes.get(first..).unwrap_or_default();
-            if let Some(byte) = bytes.first() {
-                self.framing = Framing::decide(text, *byte);
-                answer.is_streamed = self.framing == Framing::Events;
-            }
-        }
-        let Source {
-            framing,
-            decoder,
-            documents,
-        } = self;
-        match framing {
-            Framing::Json => documents.push(bytes, answer),
-            Framing::Events => {
-                decoder.push(bytes, &mut |piece| documents.piece(piece, answer));
-            }
-            Framing::Opaque | Framing::Undecided(_) => {}
-        }
-    }
-
-    fn end<C: Counts>(self, end: End, answer: &mut Answer<C>) {
-        let Source {
-            framing,
-            mut decoder,
-            mut documents,
-        } = self;
-        let was_malformed = answer.is_malformed;
-        match framing {
-            Framing::Json => {
-                let status = documents.end(answer);
-                if status == Status::Complete {
-                    answer.ending = Ending::Marked;
-                }
-                answer.document_ended(status);
-            }
-            // The last event may lack its blank line, or be half of one.
-            Framing::Events => decoder.end(&mut |piece| documents.piece(piece, answer)),
-            Framing::Opaque | Framing::Undecided(_) => {}
-        }
-        // Half a document is a fault only where the whole of it came.
-        if end != End::Complete {
-            answer.is_malformed = was_malformed;
-        }
-    }
-}
-
-impl Documents {
-    fn push<C: Counts>(&mut self, bytes: &[u8], answer: &mut Answer<C>) {
-        self.picker
-            .push(bytes, &mut |index, found| answer.found(index, found));
-    }
-
-    fn end<C: Counts>(&mut self, answer: &mut Answer<C>) -> Status {
-        self.picker
-            .end(&mut |index, found| answer.found(index, found))
-    }
-
-    fn piece<C: Counts>(&mut self, piece: Piece<'_>, answer: &mut Answer<C>) {
-        match piece {
-            Piece::Name(b"error") => answer.event.own_error_found(),
-            Piece::Name(_) => {}
-            Piece::Data(bytes) => {
-                let free = self.start.get_mut(self.length..).unwrap_or_default();
-                for (slot, byte) in free.iter_mut().zip(bytes) {
-                    *slot = *byte;
-                }
-                self.length += bytes.len();
-                self.push(bytes, answer);
-            }
-            Piece::End => {
-                let status = self.end(answer);
-                self.picker.reset();
-                let is_done = self.length >= DONE.len() && self.start == *DONE;
-                self.length = 0;
-                if is_done {
-                    answer.ending = Ending::Marked;
-                    answer.document_ended(Status::Empty);
-                } else {
-                    answer.document_ended(status);
-                }
-            }
-        }
-    }
 }
 
 /// How far a response has come to its own end.
@@ -532,7 +359,7 @@ struct Answer<C> {
 
 /// Takes over a word that differs from what is known. Words repeat in every event of a stream,
 /// so the usual case must cost a comparison and no memory.
-fn replace(known: &mut Option<String>, text: &[u8]) {
+pub(crate) fn replace(known: &mut Option<String>, text: &[u8]) {
     let quoted = text
         .strip_prefix(b"\"")
         .and_then(|rest| rest.strip_suffix(b"\""));
@@ -546,7 +373,11 @@ fn replace(known: &mut Option<String>, text: &[u8]) {
     }
 }
 
-impl<C: Counts> Answer<C> {
+impl<C: Counts> Documents for Answer<C> {
+    fn framed(&mut self, is_streamed: bool) {
+        self.is_streamed = is_streamed;
+    }
+
     fn found(&mut self, index: usize, found: Found<'_>) {
         let Some((field, _)) = self.rows.get(index) else {
             return;
@@ -570,6 +401,53 @@ impl<C: Counts> Answer<C> {
         }
     }
 
+    fn named(&mut self, name: &[u8]) {
+        if name == b"error" {
+            self.event.own_error_found();
+        }
+    }
+
+    fn marked(&mut self) {
+        self.ending = Ending::Marked;
+    }
+
+    fn ended(&mut self, status: Status) {
+        match status {
+            Status::Empty | Status::Complete => {}
+            Status::Partial | Status::Malformed => self.is_malformed = true,
+            Status::TooDeep => self.is_oversize = true,
+        }
+        if !self.event.is_used {
+            return;
+        }
+        let mut event = std::mem::take(&mut self.event);
+        event.item_ended();
+        // The response at its end tells all items again. Until then, and where a gateway leaves
+        // them out there, those that are done are counted.
+        match event.items {
+            Items::Response if event.searches > 0 => self.searches = event.searches,
+            Items::Done => self.searches = self.searches.saturating_add(event.searches),
+            Items::Response | Items::Added => {}
+        }
+        let failure = if event.has_error {
+            Some(event.error)
+        } else if event.is_own_error || self.status >= 400 {
+            Some(event.own)
+        } else {
+            None
+        };
+        // The first failure is the cause of those that follow.
+        if let Some(failure) = failure
+            && self.failure.is_none()
+        {
+            self.failure = Some(failure);
+            self.is_usage_final = false;
+        }
+        self.is_usage_final |= event.has_usage;
+    }
+}
+
+impl<C: Counts> Answer<C> {
     fn something_found(&mut self, field: Field) {
         match field {
             Field::Content => self.is_token_seen |= self.is_streamed,
@@ -716,41 +594,6 @@ impl<C: Counts> Answer<C> {
             }
             _ => {}
         }
-    }
-
-    fn document_ended(&mut self, status: Status) {
-        match status {
-            Status::Empty | Status::Complete => {}
-            Status::Partial | Status::Malformed => self.is_malformed = true,
-            Status::TooDeep => self.is_oversize = true,
-        }
-        if !self.event.is_used {
-            return;
-        }
-        let mut event = std::mem::take(&mut self.event);
-        event.item_ended();
-        // The response at its end tells all items again. Until then, and where a gateway leaves
-        // them out there, those that are done are counted.
-        match event.items {
-            Items::Response if event.searches > 0 => self.searches = event.searches,
-            Items::Done => self.searches = self.searches.saturating_add(event.searches),
-            Items::Response | Items::Added => {}
-        }
-        let failure = if event.has_error {
-            Some(event.error)
-        } else if event.is_own_error || self.status >= 400 {
-            Some(event.own)
-        } else {
-            None
-        };
-        // The first failure is the cause of those that follow.
-        if let Some(failure) = failure
-            && self.failure.is_none()
-        {
-            self.failure = Some(failure);
-            self.is_usage_final = false;
-        }
-        self.is_usage_final |= event.has_usage;
     }
 
     /// Whether this call, answered like that, must state usage.

@@ -151,7 +151,7 @@ impl Jobs {
                 let job = jobs.remove(&key);
                 drop(jobs);
                 if let Some(mut job) = job {
-                    job.ended = Some((now, report));
+                    job.ended = Some(settled(job.ended.take(), now, report));
                     self.settle(job);
                 }
             }
@@ -206,4 +206,21 @@ impl Jobs {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The end of a job that a view at `now` settles. An earlier view may have told when it ended and
+/// how long it ran, which the one with its usage need not repeat.
+fn settled(
+    earlier: Option<(DateTime<Utc>, Report)>,
+    now: DateTime<Utc>,
+    mut report: Report,
+) -> (DateTime<Utc>, Report) {
+    let Some((ended_at, earlier)) = earlier else {
+        return (now, report);
+    };
+    if let (Some(view), Some(earlier)) = (&mut report.job, earlier.job) {
+        view.queue = view.queue.or(earlier.queue);
+        view.run = view.run.or(earlier.run);
+    }
+    (ended_at, report)
 }

@@ -9,8 +9,10 @@ use crate::proxy::upstream::Upstream;
 
 /// A provider and where its traffic goes.
 pub struct Route {
-    /// The provider's name: route, configuration key and label alike.
+    /// The provider's name: route and configuration key alike.
     pub name: Arc<str>,
+    /// What records and metrics call the vendor.
+    pub label: Arc<str>,
     /// What its API means.
     pub provider: Arc<dyn Provider>,
     /// Where its traffic goes.
@@ -42,6 +44,11 @@ impl Routes {
             None => (path, "/"),
         };
         self.0.get(name).map(|route| (route, rest))
+    }
+
+    /// The route of that name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Route>> {
+        self.0.get(name)
     }
 
     /// The names, in alphabetical order.

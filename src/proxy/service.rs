@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::metrics::Rewrite;
-use crate::provider::{Call, RequestHead};
+use crate::provider::{self, Call, Forwarding, RequestHead};
 use crate::proxy::body::{Progress, RequestBody, RequestTap, Upload};
 use crate::proxy::guard::guarded;
 use crate::proxy::headers::{head_bytes, is_websocket_upgrade, lists, strip_hop_by_hop};
@@ -141,7 +141,11 @@ impl Service {
                 ),
             ));
         }
-        let found = self.routes.find(request.uri().path());
+        let path = request.uri().path();
+        if let Some(forwarding) = provider::forwarding(path.trim_matches('/')) {
+            return self.forward(forwarding, request.headers());
+        }
+        let found = self.routes.find(path);
         let (route, path) = found
             .ok_or_else(|| Refusal::unknown_route(self.routes.names().map(|name| name.as_ref())))?;
         let target = match request.uri().query() {
@@ -149,6 +153,35 @@ impl Service {
             None => path.to_owned(),
         };
         Ok((route.clone(), target))
+    }
+
+    /// Finds the route of a request that names its URL in a header. The header chooses among the
+    /// routes that there are, and nothing else.
+    fn forward(
+        &self,
+        forwarding: &Forwarding,
+        headers: &HeaderMap,
+    ) -> Result<(Arc<Route>, String), Refusal> {
+        let mut urls = headers.get_all(&forwarding.header).iter();
+        let url = match (urls.next(), urls.next()) {
+            (Some(url), None) => url.to_str().ok(),
+            _ => None,
+        };
+        let found = url.and_then(|url| {
+            let (name, target) = (forwarding.resolve)(url)?;
+            Some((self.routes.named(name)?.clone(), target.to_owned()))
+        });
+        found.ok_or_else(|| {
+            Refusal::new(
+                StatusCode::BAD_REQUEST,
+                "bad_target",
+                format!(
+                    "the header {} must be given once, and hold an https URL without user and \
+                     port at one of these hosts: {}",
+                    forwarding.header, forwarding.hosts
+                ),
+            )
+        })
     }
 
     async fn relay(
@@ -184,12 +217,12 @@ impl Service {
                 started_at: clock::wall(),
                 started,
                 provider: route.provider.clone(),
-                name: route.name.clone(),
+                name: route.label.clone(),
                 call: call.clone(),
                 method: head.method.to_string(),
                 caller: self.identity.caller(&head.headers),
                 request: tap.clone(),
-                _in_flight: self.books.ledger.metrics().in_flight(&route.name),
+                _in_flight: self.books.ledger.metrics().in_flight(&route.label),
                 phase,
             },
         );
@@ -358,14 +391,14 @@ impl Service {
         } = exchanged;
         let metrics = self.books.ledger.metrics();
         if is_retried {
-            metrics.upstream_retry(&route.name);
+            metrics.upstream_retry(&route.label);
         }
         settlement.head(head.status, &head.headers);
         let is_injected = injection.is_done();
         if is_injected {
-            metrics.rewrite(&route.name, Rewrite::UsageInjection);
+            metrics.rewrite(&route.label, Rewrite::UsageInjection);
         } else if matches!(injection, Injection::Streaming(_)) {
-            metrics.rewrite(&route.name, Rewrite::Padding);
+            metrics.rewrite(&route.label, Rewrite::Padding);
         }
         let is_plain = !head.headers.contains_key(header::CONTENT_ENCODING);
         let filter =

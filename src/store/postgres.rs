@@ -170,7 +170,7 @@ impl Postgres {
         });
         let is_sound = match &done {
             Ok(_) => true,
-            Err(error) if error.is_retryable() => false,
+            Err(StoreError::Unavailable(_) | StoreError::TimedOut(_)) => false,
             // The transaction is rolled back with the next message.
             Err(_) => matches!(timeout(CALL_TIMEOUT, connection.ping()).await, Ok(Ok(()))),
         };
@@ -321,8 +321,6 @@ impl Postgres {
         self.description.clone()
     }
 
-    /// Closes the connections in order. One on which a call was given up in its midst is waited
-    /// for by the pool, and may never come back.
     pub(super) async fn close(&self) {
         tokio::join!(self.writer.close(), self.reader.close());
     }

@@ -13,8 +13,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long a good-bye may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a farewell may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The place of a connection. Clones are the same place.
 #[derive(Debug, Clone, Default)]
@@ -43,16 +43,21 @@ impl Slot {
         (Turn { place, held }, kept)
     }
 
-    /// Closes the connection, when nobody uses it any more.
+    /// Closes the connection in order, if whoever uses it is done in time.
     pub(super) async fn close(&self) {
-        let Some(kept) = self.0.lock().await.take() else {
-            return;
+        let closing = async {
+            let Some(kept) = self.0.lock().await.take() else {
+                return;
+            };
+            if let Err(error) = kept.connection.close().await {
+                tracing::debug!(%error, "a connection to the store was not closed in order");
+            }
+            // No sooner: it may be what runs this.
+            drop(kept.closing);
         };
-        if let Ok(Err(error)) = timeout(CLOSE_TIMEOUT, kept.connection.close()).await {
-            tracing::debug!(%error, "a connection was not closed in order");
+        if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+            tracing::debug!("a connection to the store was left without a farewell");
         }
-        // No sooner: it may be what runs this.
-        drop(kept.closing);
     }
 }
 

@@ -483,6 +483,13 @@ fn replicate_means_what_its_fixtures_say() {
 }
 
 #[test]
+fn fal_means_what_its_fixtures_say() {
+    check("fal");
+    check("fal-queue");
+    check("fal-rest");
+}
+
+#[test]
 fn the_chat_dialect_means_what_its_fixtures_say() {
     check("chat");
 }

@@ -18,6 +18,7 @@ mod config;
 mod demo;
 mod drain;
 mod exposition;
+mod fal;
 mod golden;
 mod housekeeping;
 mod journal;

@@ -25,8 +25,17 @@ use crate::support::http::{Ending, Seen, ask, ask_and_leave};
 use crate::support::sidecar::{Setup, Sidecar, route};
 use crate::support::vendor::{self, Asked, Finish, Framing, Reply, Vendor};
 
-/// The folders of fixtures. The last one is a provider that configuration declares.
-const FOLDERS: [&str; 5] = ["openai", "azure", "anthropic", "openrouter", "chat"];
+/// The folders of fixtures whose records are those of their calls; a job's is not. The last one is a
+/// provider that configuration declares.
+const FOLDERS: [&str; 7] = [
+    "openai",
+    "azure",
+    "anthropic",
+    "openrouter",
+    "fal",
+    "fal-rest",
+    "chat",
+];
 
 /// Tells the upstream which fixture to answer with, and becomes a label of the record.
 const CASE: &str = "x-case";
@@ -223,7 +232,7 @@ impl Case {
         let has_first_token = !self.expect["first_token_at_the_end_of"].is_null();
         let cost = self.expected_cost(prices);
         json!({
-            "provider": self.folder,
+            "provider": provider_of(self.folder).label(),
             "operation": call["operation"],
             "method": self.fixture.request.word(0),
             "route": call["route"],
@@ -286,7 +295,7 @@ impl Case {
             };
             let usage: Usage = serde_json::from_value(part["usage"].clone()).unwrap();
             let priced = prices.price(&Query {
-                provider: self.folder,
+                provider: provider_of(self.folder).label(),
                 model: &model,
                 usage: &usage,
                 service_tier: report["service_tier"].as_str(),
@@ -554,6 +563,10 @@ async fn costs_are_what_the_vendors_price_lists_say() {
         ("openrouter/chat-whole", "0.0012"),
         ("openrouter/messages-stream", "0.00071"),
         ("openrouter/embeddings", "0.0000001"),
+        // A unit, and without the header four megapixels, at 0.025; what the endpoint states.
+        ("fal/image", "0.025"),
+        ("fal/image-without-units", "0.1"),
+        ("fal/llm-usage-and-cost", "0.0000231"),
     ];
     let cases: Vec<Case> = Case::all(false)
         .into_iter()

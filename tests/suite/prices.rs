@@ -929,6 +929,7 @@ fn an_overlay_is_refused_with_every_key_that_is_wrong() {
         tiers.batch = { input = "cheap", speed = 1 }
         above = [{ tokens = 1.5, input = 1 }]
         estimate = ["price"]
+        billable_unit_is = "pixel"
         [models.openai.empty]
         source = "nowhere"
         [models.azure]
@@ -944,6 +945,7 @@ fn an_overlay_is_refused_with_every_key_that_is_wrong() {
             "models.azure.number",
             "models.openai.empty",
             "models.openai.gpt-4o.above.0.tokens",
+            "models.openai.gpt-4o.billable_unit_is",
             "models.openai.gpt-4o.estimate",
             "models.openai.gpt-4o.from",
             "models.openai.gpt-4o.hours",
@@ -1001,6 +1003,10 @@ fn the_documented_overlay_is_accepted_and_priced() {
         ..query("studio", "painter", &painted)
     });
     assert_eq!(priced.cost, Some(Usd::new(dec("0.24"))));
+    let sketched = usage([(Unit::Image, 1), (Unit::Megapixel, 2)]);
+    let priced = book.price(&query("fal", "acme/sketch", &sketched));
+    assert_eq!(priced.cost, Some(Usd::new(dec("0.05"))));
+    assert!(priced.estimated);
     for unit in Unit::ALL {
         assert!(document.contains(&format!("`{unit}`")), "{unit}");
     }

@@ -46,8 +46,13 @@ impl Setup {
 
 /// The route `/<name>/…` to the upstream of that URL.
 pub(crate) fn route(name: &str, provider: Arc<dyn Provider>, upstream: &str) -> Route {
+    let label = match provider.name() == name {
+        true => provider.label().into(),
+        false => name.into(),
+    };
     Route {
         name: name.into(),
+        label,
         provider,
         upstream: Upstream::parse(upstream).unwrap(),
         usage_injection: true,
@@ -114,7 +119,7 @@ impl Sidecar {
         };
         let (journal, _) = Journal::open(&journal, Arc::new(LocalDisk), Arc::new(|_| {})).unwrap();
         let journal = Arc::new(journal);
-        let names: Vec<&str> = setup.routes.iter().map(|route| &*route.name).collect();
+        let names: Vec<&str> = setup.routes.iter().map(|route| &*route.label).collect();
         let metrics = Arc::new(Metrics::new(
             &metrics::Config::default(),
             &setup.attribution.labels(),
