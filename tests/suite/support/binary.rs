@@ -237,10 +237,12 @@ impl Home {
     }
 
     fn store_config(&self) -> store::Config {
+        // A database file is at the same place in every home, however the URL says so.
         let own = || format!("sqlite://{}", self.database().display());
-        let set = self.env.get("TAFFRAIL_STORE__URL").cloned();
+        let set = self.env.get("TAFFRAIL_STORE__URL");
+        let server = set.filter(|url| !url.starts_with("sqlite:"));
         store::Config {
-            url: set.unwrap_or_else(own),
+            url: server.cloned().unwrap_or_else(own),
             ..store::Config::default()
         }
     }
