@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +25,7 @@ use crate::ledger::Ledger;
 use crate::metrics::{JournalFault, JournalReading, Metrics, Reason, Stage, process};
 use crate::price::PriceBook;
 use crate::provider;
+use crate::proxy::job_urls::Place;
 use crate::proxy::jobs::Jobs;
 use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
 use crate::store::Store;
@@ -198,6 +199,7 @@ impl Traffic {
             let metrics = metrics.clone();
             Arc::new(move |duration| metrics.journal_fsync(duration))
         };
+        let places = places(config, &routes, listener.local_addr()?);
         let (journal, recovery) = Journal::open(&config.journal, Arc::new(LocalDisk), on_fsync)?;
         let journal = Arc::new(journal);
         let instance = instance();
@@ -228,6 +230,7 @@ impl Traffic {
             attribution: config.attribution.clone(),
             pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
             routes,
+            places,
             ledger,
             prices,
             instance,
@@ -357,6 +360,39 @@ fn routes(config: &Config) -> anyhow::Result<Routes> {
         });
     }
     Ok(Routes::new(routes))
+}
+
+/// What the URLs of jobs are replaced by: the hosts of the routes, by the proxy's own address.
+fn places(config: &Config, routes: &Routes, mut listen: SocketAddr) -> Arc<[Place]> {
+    if !config.meter.rewrite_job_urls {
+        return Arc::default();
+    }
+    let own = match &config.proxy.public_url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => {
+            if listen.ip().is_unspecified() {
+                listen.set_ip(match listen {
+                    SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                    SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                });
+            }
+            format!("http://{listen}")
+        }
+    };
+    let place = |route: &Route, url: &str| Place {
+        origin: url.trim_end_matches('/').to_owned(),
+        replacement: format!("{own}/{}", route.name),
+    };
+    let of_route = |route: &Arc<Route>| {
+        let configured = config.providers.get(&*route.name);
+        let configured = configured.and_then(|settings| settings.upstream.as_deref());
+        [configured, route.provider.default_upstream()]
+            .into_iter()
+            .flatten()
+            .map(|url| place(route, url))
+            .collect::<Vec<_>>()
+    };
+    routes.iter().flat_map(of_route).collect()
 }
 
 /// The price book: the embedded catalogue under the configured overlay.

@@ -29,7 +29,7 @@ use super::source::{Documents, Framing, Source};
 use super::{
     Call, End, Forwarding, JobCall, JobStage, JobView, Meter, Milestone, NAME_BYTES_MAX, Part,
     Provider, RateLimit, Report, RequestFacts, RequestHead, RequestReader, ResponseHead,
-    common_rate_limits, request,
+    common_rate_limits, request, url_selector,
 };
 use crate::fault::{Outcome, ProviderError};
 use crate::record::{Fidelity, Operation};
@@ -56,6 +56,15 @@ pub(crate) static FORWARDING: Forwarding = Forwarding {
     hosts: "fal.run, queue.fal.run, rest.fal.ai",
     resolve,
 };
+
+/// The URLs of a job that its follow-ups go to.
+static JOB_URLS: LazyLock<Selector> = LazyLock::new(|| {
+    url_selector(&[
+        &[Key("status_url")],
+        &[Key("response_url")],
+        &[Key("cancel_url")],
+    ])
+});
 
 /// A host of the vendor's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +171,10 @@ impl Provider for Fal {
             Some(place) => Box::new(FalMeter::new(place, call, head)),
             None => Box::new(chat::meter(call.operation, head, &VENDOR)),
         }
+    }
+
+    fn job_urls(&self, call: &Call) -> Option<&'static Selector> {
+        call.job.as_ref().map(|_| &*JOB_URLS)
     }
 
     fn needs_usage_injection(&self, _call: &Call) -> bool {

@@ -19,7 +19,7 @@ use crate::caller::{Caller, Instance};
 use crate::clock::{self, micros};
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
-use crate::metrics::{InFlight, Phase as Half};
+use crate::metrics::{InFlight, Phase as Half, Rewrite};
 use crate::price::PriceBook;
 use crate::provider::{
     Call, End, JobCall, JobStage, JobView, Meter, Milestone, Provider, Report, RequestFacts,
@@ -197,6 +197,13 @@ impl Settlement {
         let Some(open) = &mut self.0 else { return };
         open.opening.request.borrow_mut().tunnelled(request_bytes);
         open.response_bytes += response_bytes;
+    }
+
+    /// Counts a change to the response.
+    pub(super) fn rewritten(&self, kind: Rewrite) {
+        let Some(open) = &self.0 else { return };
+        let metrics = open.books.ledger.metrics();
+        metrics.rewrite(&open.opening.name, kind);
     }
 
     /// Settles: the record is in the journal when this returns.
