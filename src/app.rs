@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +25,7 @@ use crate::ledger::Ledger;
 use crate::metrics::{JournalFault, JournalReading, Metrics, Reason, Stage, process};
 use crate::price::PriceBook;
 use crate::provider;
+use crate::proxy::follow_up;
 use crate::proxy::job_urls::Place;
 use crate::proxy::jobs::Jobs;
 use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
@@ -33,9 +34,6 @@ use crate::store::drain::{Drain, Event, Shipped};
 
 /// How long the last shipment may take once the process is told to hurry.
 const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
-
-/// How often open jobs are looked over.
-const JOBS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A running server.
 pub struct App {
@@ -181,7 +179,7 @@ struct Traffic {
     journal: Arc<Journal>,
     draining: CancellationToken,
     drain: JoinHandle<()>,
-    expiring: JoinHandle<()>,
+    following_up: JoinHandle<()>,
 }
 
 impl Traffic {
@@ -237,13 +235,15 @@ impl Traffic {
             jobs: jobs.clone(),
             tls,
         };
+        let proxy = Proxy::start(listener, parts)?;
+        let following_up = tokio::spawn(follow_up::attend(jobs, proxy.address()));
         Ok(Traffic {
-            proxy: Proxy::start(listener, parts)?,
+            proxy,
             grace: config.proxy.shutdown_grace,
             journal,
             draining,
             drain,
-            expiring: tokio::spawn(expire(jobs)),
+            following_up,
         })
     }
 
@@ -255,7 +255,7 @@ impl Traffic {
         ready: &AtomicBool,
     ) -> anyhow::Result<()> {
         self.proxy.stop(self.grace, hurried.cancelled()).await;
-        self.expiring.abort();
+        self.following_up.abort();
         ready.store(false, Ordering::Relaxed);
         let journal = self.journal.clone();
         let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
@@ -293,18 +293,6 @@ fn tasks(config: &Config, store: &Store) -> Vec<Task> {
         }),
     };
     vec![housekeeping]
-}
-
-/// Looks after open jobs, for ever.
-async fn expire(jobs: Arc<Jobs>) {
-    loop {
-        tokio::time::sleep(JOBS_INTERVAL).await;
-        let jobs = jobs.clone();
-        // It may write to the journal.
-        tokio::task::spawn_blocking(move || jobs.expire(clock::wall()))
-            .await
-            .ok();
-    }
 }
 
 fn bind(address: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener> {
@@ -363,21 +351,13 @@ fn routes(config: &Config) -> anyhow::Result<Routes> {
 }
 
 /// What the URLs of jobs are replaced by: the hosts of the routes, by the proxy's own address.
-fn places(config: &Config, routes: &Routes, mut listen: SocketAddr) -> Arc<[Place]> {
+fn places(config: &Config, routes: &Routes, listen: SocketAddr) -> Arc<[Place]> {
     if !config.meter.rewrite_job_urls {
         return Arc::default();
     }
     let own = match &config.proxy.public_url {
         Some(url) => url.trim_end_matches('/').to_owned(),
-        None => {
-            if listen.ip().is_unspecified() {
-                listen.set_ip(match listen {
-                    SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                    SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-                });
-            }
-            format!("http://{listen}")
-        }
+        None => format!("http://{}", follow_up::reachable(listen)),
     };
     let place = |route: &Route, url: &str| Place {
         origin: url.trim_end_matches('/').to_owned(),

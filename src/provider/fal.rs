@@ -57,6 +57,9 @@ pub(crate) static FORWARDING: Forwarding = Forwarding {
     resolve,
 };
 
+/// What may come before the owner of an endpoint.
+const NAMESPACES: [&str; 2] = ["workflows", "comfy"];
+
 /// The URLs of a job that its follow-ups go to.
 static JOB_URLS: LazyLock<Selector> = LazyLock::new(|| {
     url_selector(&[
@@ -171,6 +174,17 @@ impl Provider for Fal {
             Some(place) => Box::new(FalMeter::new(place, call, head)),
             None => Box::new(chat::meter(call.operation, head, &VENDOR)),
         }
+    }
+
+    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+        // What follows a job up goes without the endpoint's further parts.
+        let mut names = call.model.as_deref()?.split('/');
+        let (mut owner, mut alias) = (names.next()?.to_owned(), names.next()?);
+        if NAMESPACES.contains(&owner.as_str()) {
+            owner = format!("{owner}/{alias}");
+            alias = names.next()?;
+        }
+        Some(format!("/{owner}/{alias}/requests/{job_id}"))
     }
 
     fn job_urls(&self, call: &Call) -> Option<&'static Selector> {

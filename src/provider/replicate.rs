@@ -171,6 +171,14 @@ impl Provider for Replicate {
         }
     }
 
+    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+        let kind = match call.operation {
+            Operation::Training => "trainings",
+            _ => "predictions",
+        };
+        Some(format!("/v1/{kind}/{job_id}"))
+    }
+
     fn job_urls(&self, call: &Call) -> Option<&'static Selector> {
         call.job.as_ref().map(|_| &*JOB_URLS)
     }

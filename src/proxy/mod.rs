@@ -9,6 +9,7 @@
 mod body;
 mod costing;
 pub mod descriptors;
+pub mod follow_up;
 mod guard;
 mod headers;
 mod identity;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::metrics::Rewrite;
-use crate::provider::{self, Call, Forwarding, RequestHead};
+use crate::provider::{self, Call, Forwarding, JobCall, RequestHead};
 use crate::proxy::body::{Progress, RequestBody, RequestTap, Upload};
 use crate::proxy::guard::guarded;
 use crate::proxy::headers::{head_bytes, is_websocket_upgrade, lists, strip_hop_by_hop};
@@ -225,6 +225,7 @@ impl Service {
                 call: call.clone(),
                 method: head.method.to_string(),
                 caller: self.identity.caller(&head.headers),
+                authorization: authorization_to_keep(&call, &head.headers),
                 request: tap.clone(),
                 _in_flight: self.books.ledger.metrics().in_flight(&route.label),
                 phase,
@@ -502,6 +503,17 @@ impl Injection {
             Injection::Streaming(progress) => progress.is_injected.get(),
         }
     }
+}
+
+/// The key with which a job can be asked for later, if the call submits one.
+fn authorization_to_keep(call: &Call, headers: &HeaderMap) -> Option<HeaderValue> {
+    let submits = call.job == Some(JobCall::Submit);
+    let mut key = headers
+        .get(header::AUTHORIZATION)
+        .filter(|_| submits)?
+        .clone();
+    key.set_sensitive(true);
+    Some(key)
 }
 
 /// Whether a body is JSON, by its head.
