@@ -435,6 +435,7 @@ const MEDIA_ROWS: &[Row] = &[
     (Field::Usage(Object), &[Key("usage")]),
     (Field::Usage(AudioSeconds), &[Key("duration")]),
     (Field::Usage(VideoSeconds), &[Key("seconds")]),
+    (Field::Size, &[Key("size")]),
     (Field::Images, &[Key("data")]),
     (Field::Error, &[Key("error")]),
     (Field::ErrorText, &[Key("error")]),

@@ -795,6 +795,7 @@ impl Answer {
             upstream_provider: None,
             service_tier: None,
             region: None,
+            image_variant: None,
             provider_request_id: self.header_request_id.or(self.request_id),
             estimated: !is_stated && !parts.is_empty(),
             parts,

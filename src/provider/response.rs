@@ -55,6 +55,8 @@ pub(crate) enum Field {
     IncompleteReason,
     /// A value for the dialect's [`Counts`].
     Usage(Quantity),
+    /// The size of a video.
+    Size,
     /// An array of images.
     Images,
     /// Content of an event, a real token unless it is empty.
@@ -229,6 +231,7 @@ impl<C: Counts> ResponseMeter<C> {
                 default_cost: None,
                 counts: C::default(),
                 model: None,
+                size: None,
                 request_id: None,
                 generation_id: None,
                 upstream_provider: None,
@@ -365,6 +368,7 @@ struct Answer<C> {
     default_cost: Option<StatedCost>,
     counts: C,
     model: Option<String>,
+    size: Option<String>,
     request_id: Option<String>,
     generation_id: Option<String>,
     upstream_provider: Option<String>,
@@ -451,8 +455,8 @@ impl<C: Counts> Documents for Answer<C> {
             Status::Partial | Status::Malformed => self.is_malformed = true,
             Status::TooDeep => self.is_oversize = true,
         }
-        self.has_concluded |=
-            status == Status::Complete && self.progress.as_deref().is_some_and(is_conclusion);
+        self.has_concluded |= matches!(status, Status::Complete | Status::TooDeep)
+            && self.progress.as_deref().is_some_and(is_conclusion);
         if !self.event.is_used {
             return;
         }
@@ -523,6 +527,7 @@ impl<C: Counts> Answer<C> {
                 }
                 self.is_filtered |= word(text).is_some_and(|word| failure::is_filter(&word));
             }
+            Field::Size => replace(&mut self.size, text),
             Field::Status => replace(&mut self.progress, text),
             Field::Background => self.is_background = Some(text == b"true"),
             Field::IncompleteReason => {
@@ -673,9 +678,18 @@ impl<C: Counts> Answer<C> {
         is_answered && self.status != 202 && !self.operation.is_control() && is_due
     }
 
+    /// Whether the response may tell what was consumed: the answer to a call may, and of the views
+    /// of a job that of its end.
+    fn tells_usage(&self, stage: Option<JobStage>) -> bool {
+        match stage {
+            Some(stage) => stage == JobStage::Settled,
+            None => self.role != Some(Role::Follow),
+        }
+    }
+
     /// What was consumed, as far as it is owed.
     fn settled(&self, stage: Option<JobStage>) -> Settled {
-        if stage == Some(JobStage::Open) {
+        if !self.tells_usage(stage) {
             return Settled::default();
         }
         let mut settled = self.counts.settle(self.operation, self.model.as_deref());
@@ -712,7 +726,8 @@ impl<C: Counts> Answer<C> {
         // Images are a usage by themselves, searches are not: they are billed beside tokens.
         let is_image_counted = self.operation == Operation::Image && self.images.is_some();
         let is_usable = !settled.parts.is_empty() || stated_cost.is_some() || is_image_counted;
-        if stage != Some(JobStage::Open) {
+        let tells_usage = self.tells_usage(stage);
+        if tells_usage {
             self.add_tallies(&mut settled);
         }
 
@@ -743,7 +758,7 @@ impl<C: Counts> Answer<C> {
         let is_stopped = is_cancelled && !is_usable;
         let fidelity = if is_broken_off || is_usage_lost || is_stopped {
             Fidelity::Partial
-        } else if self.is_oversize {
+        } else if self.is_oversize && tells_usage {
             Fidelity::Oversize
         } else if settled.is_inconsistent {
             Fidelity::Inconsistent
@@ -789,7 +804,7 @@ impl<C: Counts> Answer<C> {
             None if self.is_filtered => Outcome::ContentFiltered,
             None => failure::of_status(self.status),
         };
-        let raw_usage = self.raw_usage();
+        let raw_usage = self.raw_usage().filter(|_| tells_usage);
         let job = stage
             .zip(self.request_id.clone())
             .map(|(stage, id)| JobView {
@@ -823,6 +838,7 @@ impl<C: Counts> Answer<C> {
                 .filter(|tier| tier != "auto"),
             region: settled.region,
             provider_request_id,
+            image_variant: self.size.filter(|_| self.operation == Operation::Video),
             parts: settled.parts,
             stated_cost,
             raw_usage,
