@@ -145,7 +145,8 @@ begin
             sum(cache_write_5m_tokens), sum(cache_write_1h_tokens), sum(cache_write_tokens),
             sum(output_tokens), sum(reasoning_tokens), sum(input_audio_tokens),
             sum(output_audio_tokens), sum(input_image_tokens), sum(output_image_tokens),
-            taffrail.sum_units(units)
+            -- Added to nothing, so that a quantity that is no number is refused with its row.
+            taffrail.add_units('{}', taffrail.sum_units(units))
         from fresh
         cross join (values ('hour'), ('day')) as span (granularity)
         group by 1, 2, 3, 4, 5, 6, 7, 8, 9
