@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rust_decimal::Decimal;
 use taffrail::fault::Outcome;
 use taffrail::provider;
 use taffrail::record::{CostSource, Fidelity, Operation, UnpricedReason, UsageRecord};
@@ -10,6 +11,7 @@ use taffrail::usage::Unit;
 
 use crate::golden::fixtures;
 use crate::support::binary::Home;
+use crate::support::books::samples;
 use crate::support::http::ask;
 use crate::support::sidecar::{Setup, Sidecar, route};
 use crate::support::vendor::{Finish, Reply, Vendor};
@@ -127,14 +129,13 @@ async fn a_background_response_makes_one_row_however_often_it_is_asked_for() {
     // A call that was told nothing of the job is none of its polls.
     assert_eq!(records[0].polls, Some(3));
     // The polls have not counted its tokens again: 230, and 76 of the last row.
-    let input = sidecar
-        .exposition()
-        .lines()
-        .filter(|line| line.starts_with("taffrail_tokens_total{"))
-        .filter(|line| line.contains(r#"kind="input""#))
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum::<f64>();
-    assert!((input - 306.0).abs() < 0.5, "{input}");
+    let counted = samples(&sidecar.exposition(), "taffrail_tokens_total");
+    let input = counted
+        .iter()
+        .filter(|(labels, _)| labels["type"] == "input")
+        .map(|(_, value)| *value)
+        .sum::<Decimal>();
+    assert_eq!(input, Decimal::from(306));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
