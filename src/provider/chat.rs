@@ -137,7 +137,7 @@ pub(crate) fn recognise(head: RequestHead<'_>) -> Call {
 /// The place of a call of that template in the life of a job, where `id` would name the job.
 fn job(method: &Method, template: &str, id: Option<&str>) -> Option<JobCall> {
     let asks = match template {
-        RESPONSES_PATH | VIDEOS_PATH | "/v1/videos/edits" | "/v1/videos/{id}/remix" => {
+        "/v1/responses" | "/v1/videos" | "/v1/videos/edits" | "/v1/videos/{id}/remix" => {
             return Some(JobCall::Submit).filter(|_| method == Method::POST);
         }
         "/v1/responses/{id}" | "/v1/videos/{id}" => Method::GET,
@@ -160,14 +160,11 @@ pub(crate) fn follow_up(call: &Call, job_id: &str) -> String {
     format!("{base}{collection}/{job_id}")
 }
 
-const RESPONSES_PATH: &str = "/v1/responses";
-const VIDEOS_PATH: &str = "/v1/videos";
-
 /// The paths that OpenAI defined, and a few that its followers added. A vendor's prefix may
 /// stand in the place of `/v1`.
 static ROUTES: &[Route] = &[
     route("POST", "/v1/chat/completions", Operation::Chat),
-    route("POST", RESPONSES_PATH, Operation::Responses),
+    route("POST", "/v1/responses", Operation::Responses),
     route("POST", "/v1/embeddings", Operation::Embeddings),
     route("POST", "/v1/completions", Operation::Completion),
     route("POST", "/v1/fim/completions", Operation::Completion),
@@ -194,7 +191,7 @@ static ROUTES: &[Route] = &[
     route("*", "/v1/files/{id}", Operation::Files),
     route("*", "/v1/files", Operation::Files),
     route("*", "/v1/uploads/*", Operation::Files),
-    route("POST", VIDEOS_PATH, Operation::Video),
+    route("POST", "/v1/videos", Operation::Video),
     route("POST", "/v1/videos/edits", Operation::Video),
     route("POST", "/v1/videos/{id}/remix", Operation::Video),
     route("*", "/v1/videos/{id}/content", Operation::Control),

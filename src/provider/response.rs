@@ -649,7 +649,8 @@ impl<C: Counts> Answer<C> {
     /// How far the job is that the response tells of, if it tells of one.
     fn stage(&self) -> Option<JobStage> {
         let role = self.role?;
-        self.progress.as_ref()?;
+        // What has no id or says not how far it is could not be asked for.
+        self.request_id.as_ref().and(self.progress.as_ref())?;
         // Every video is a job. A response is one if it says so; where it says nothing, one that
         // is not there yet, as whoever asks for it again takes it for one.
         let is_job = match (self.operation, self.is_background, role) {
