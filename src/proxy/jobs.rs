@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use http::HeaderValue;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ use crate::proxy::costing;
 use crate::record::{Intent, JobEnd, UsageRecord};
 
 use exchange::Others;
-pub use exchange::row_of_halves;
+pub use exchange::{attend, row_of_halves};
 
 /// The most jobs that are kept open. One more is recorded as unresolved at once.
 const OPEN_MAX: usize = 10_000;
@@ -76,12 +77,25 @@ type Key = (Arc<str>, String);
 /// An open job.
 struct Open {
     intent: Intent,
+    /// How Taffrail can ask for it; unknown after a restart, since keys are kept nowhere.
+    follow_up: Option<FollowUp>,
+    /// When somebody last asked for it, or submitted it.
+    asked_at: DateTime<Utc>,
     /// How often it was asked for; unknown after a restart.
     polls: Option<u32>,
     /// When it was seen to have ended, and what that view told, which was not all.
     ended: Option<JobEnd>,
     /// When the store, which has its intent then, was last asked for its end.
-    asked_at: Option<DateTime<Utc>>,
+    exchanged_at: Option<DateTime<Utc>>,
+}
+
+/// A request, through the proxy, that asks how a job is.
+#[derive(Debug, Clone)]
+pub struct FollowUp {
+    /// The path, with the route.
+    pub path: String,
+    /// The submitter's key, in memory alone.
+    pub authorization: Option<HeaderValue>,
 }
 
 impl Jobs {
@@ -101,7 +115,7 @@ impl Jobs {
     pub fn restore(&self, intent: Intent) {
         match &intent.job {
             Some(job) if job.end.is_some() => self.restore_end(intent),
-            _ => self.open(intent, None, None),
+            _ => self.open(intent, None, None, None),
         }
     }
 
@@ -112,11 +126,22 @@ impl Jobs {
 
     /// Takes on a job that was accepted: the intent of its submit, with the job. `ended` is what was
     /// told if it has ended already and that was not all.
-    pub(super) fn accept(&self, intent: Intent, ended: Option<Report>) {
-        self.open(intent, Some(0), ended);
+    pub(super) fn accept(
+        &self,
+        intent: Intent,
+        ended: Option<Report>,
+        follow_up: Option<FollowUp>,
+    ) {
+        self.open(intent, Some(0), ended, follow_up);
     }
 
-    fn open(&self, intent: Intent, polls: Option<u32>, ended: Option<Report>) {
+    fn open(
+        &self,
+        intent: Intent,
+        polls: Option<u32>,
+        ended: Option<Report>,
+        follow_up: Option<FollowUp>,
+    ) {
         let Some(job) = &intent.job else { return };
         let key = (intent.provider.clone(), job.id.clone());
         let mut jobs = self.lock();
@@ -126,14 +151,14 @@ impl Jobs {
             self.ledger.abandon(intent.id);
             return;
         }
+        let now = clock::wall();
         let job = Open {
             intent,
+            follow_up,
+            asked_at: now,
             polls,
-            ended: ended.map(|report| JobEnd {
-                at: clock::wall(),
-                report,
-            }),
-            asked_at: None,
+            ended: ended.map(|report| JobEnd { at: now, report }),
+            exchanged_at: None,
         };
         if jobs.len() >= OPEN_MAX {
             drop(jobs);
@@ -154,8 +179,8 @@ impl Jobs {
     /// this process did not submit is kept for the one that did.
     pub(super) fn see(&self, call: &UsageRecord, view: JobView, report: Report) {
         let key = (call.provider.clone(), view.id);
-        let at = clock::wall();
-        let end = JobEnd { at, report };
+        let now = clock::wall();
+        let end = JobEnd { at: now, report };
         let mut jobs = self.lock();
         let Some(job) = jobs.get_mut(&key) else {
             drop(jobs);
@@ -163,6 +188,7 @@ impl Jobs {
             return;
         };
         job.polls = job.polls.map(|polls| polls.saturating_add(1));
+        job.asked_at = now;
         match view.stage {
             JobStage::Open => {}
             JobStage::Ended => {
@@ -182,18 +208,31 @@ impl Jobs {
     /// Records the jobs that nothing more will be learnt of: those that ended and whose result
     /// nobody fetched in time, and those that have reached the deadline.
     pub fn expire(&self, now: DateTime<Utc>) {
+        let is_older = |since, limit| is_older(now, since, limit);
         let expired: Vec<Open> = self
             .lock()
             .extract_if(|_, job| {
-                let has_ended = |end: &JobEnd| is_older(end.at, now, self.config.join_grace);
+                let has_ended = |end: &JobEnd| is_older(end.at, self.config.join_grace);
                 job.ended.as_ref().is_some_and(has_ended)
-                    || is_older(job.intent.started_at, now, self.config.deadline)
+                    || is_older(job.intent.started_at, self.config.deadline)
             })
             .map(|(_, job)| job)
             .collect();
         for job in expired {
             self.settle(job);
         }
+    }
+
+    /// What to ask for the jobs that nobody has asked for in a while. Each counts as asked for now.
+    pub fn due(&self, now: DateTime<Utc>) -> Vec<FollowUp> {
+        self.lock()
+            .values_mut()
+            .filter(|job| is_older(now, job.asked_at, self.config.followup_after))
+            .filter_map(|job| {
+                job.asked_at = now;
+                job.follow_up.clone()
+            })
+            .collect()
     }
 
     /// Makes the job's row.
@@ -217,7 +256,7 @@ impl Jobs {
     }
 }
 
-fn is_older(since: DateTime<Utc>, now: DateTime<Utc>, limit: Duration) -> bool {
+fn is_older(now: DateTime<Utc>, since: DateTime<Utc>, limit: Duration) -> bool {
     let age = now.signed_duration_since(since).to_std();
     age.is_ok_and(|age| age >= limit)
 }

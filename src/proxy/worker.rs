@@ -26,6 +26,7 @@ use crate::ledger::Ledger;
 use crate::metrics::{Connection, Listener, ProxyError};
 use crate::price::PriceBook;
 use crate::proxy::identity::Identity;
+use crate::proxy::job_urls::Place;
 use crate::proxy::jobs::Jobs;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::relay::DrainLimits;
@@ -66,6 +67,8 @@ pub struct ProxyParts {
     pub pepper: String,
     /// Where requests go.
     pub routes: Routes,
+    /// What the URLs of jobs are replaced by; none if they stay as they are.
+    pub places: Arc<[Place]>,
     /// Where finished requests are entered.
     pub ledger: Ledger,
     /// What they cost.
@@ -94,6 +97,7 @@ struct Shared {
     attribution: AttributionConfig,
     pepper: String,
     routes: Arc<Routes>,
+    places: Arc<[Place]>,
     ledger: Ledger,
     prices: Arc<PriceBook>,
     instance: Instance,
@@ -133,6 +137,7 @@ impl Proxy {
             attribution: parts.attribution,
             pepper: parts.pepper,
             routes: Arc::new(parts.routes),
+            places: parts.places,
             ledger: parts.ledger,
             prices: parts.prices,
             instance: parts.instance,
@@ -283,6 +288,7 @@ fn service(shared: &Arc<Shared>) -> Service {
     };
     Service {
         routes: shared.routes.clone(),
+        places: shared.places.clone(),
         upstreams: Upstreams::new(shared.tls.clone(), limits),
         books: Rc::new(Books {
             ledger: shared.ledger.clone(),

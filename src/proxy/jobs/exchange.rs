@@ -19,6 +19,13 @@ use crate::store::{JobNews, JobQuery, Store, StoreError};
 
 use super::{Jobs, Key, OPEN_MAX, Open, is_older, row};
 
+/// How long a job is open before other processes are told of it. Most end sooner.
+const TELLING_AGE: Duration = Duration::from_secs(3);
+
+/// How often jobs are exchanged, and how often at least while the store is away.
+const INTERVAL: Duration = Duration::from_secs(2);
+const INTERVAL_MAX: Duration = Duration::from_secs(30);
+
 /// How many jobs the store is told of by one call.
 const JOBS_PER_CALL: usize = 500;
 
@@ -116,7 +123,9 @@ impl Jobs {
                 intent,
                 polls: None,
                 ended: Some(end),
-                asked_at: None,
+                exchanged_at: None,
+                follow_up: None,
+                asked_at: call.started_at,
             });
             return;
         }
@@ -152,22 +161,22 @@ impl Jobs {
         let others = self.others();
         let ends = others.ends.iter().filter(|(_, intent)| {
             // Soon after an end there may come a view that tells all.
-            end_of(intent).is_some_and(|end| end.is_settled() || is_older(end.at, now, age))
+            end_of(intent).is_some_and(|end| end.is_settled() || is_older(now, end.at, age))
         });
         let mut questions: Vec<JobQuery> = ends
             .map(|(key, intent)| self.question(key, Some(intent)))
             .collect();
         for (key, job) in self.lock().iter() {
-            let is_due = match job.asked_at {
-                None => is_older(job.intent.started_at, now, age),
+            let is_due = match job.exchanged_at {
+                None => is_older(now, job.intent.started_at, age),
                 Some(at) => {
                     let age = now.signed_duration_since(job.intent.started_at).to_std();
-                    is_older(at, now, age.unwrap_or_default() / PART_OF_AGE)
+                    is_older(now, at, age.unwrap_or_default() / PART_OF_AGE)
                 }
             };
             // The store takes one half of a job at a time.
             if is_due && !others.ends.contains_key(key) {
-                let is_told = job.asked_at.is_some();
+                let is_told = job.exchanged_at.is_some();
                 questions.push(self.question(key, (!is_told).then_some(&job.intent)));
             }
         }
@@ -199,7 +208,7 @@ impl Jobs {
                 Some(half) if half.end().is_some() => self.delivered(key, &half.intent),
                 _ => {
                     if let Some(job) = self.lock().get_mut(&key) {
-                        job.asked_at = Some(now);
+                        job.exchanged_at = Some(now);
                     }
                 }
             }
@@ -254,6 +263,21 @@ impl Jobs {
         drop(jobs);
         job.ended = Some(super::settled(job.ended.take(), *end));
         self.settle(job);
+    }
+}
+
+/// Exchanges jobs with other processes, for ever.
+pub async fn attend(jobs: Arc<Jobs>, store: Store) {
+    let mut interval = INTERVAL;
+    loop {
+        tokio::time::sleep(interval).await;
+        interval = match jobs.exchange(&store, TELLING_AGE).await {
+            Ok(()) => INTERVAL,
+            Err(error) => {
+                tracing::debug!(%error, "jobs are exchanged later");
+                (2 * interval).min(INTERVAL_MAX)
+            }
+        };
     }
 }
 
