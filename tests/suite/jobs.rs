@@ -3,9 +3,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use chrono::Days;
 use serde_json::Value;
+use taffrail::caller::{Caller, Instance};
 use taffrail::clock;
+use taffrail::fault::Outcome;
+use taffrail::record::{
+    Fidelity, Intent, Job, JobEnd, JobHalf, JobStage, JobView, Operation, Report, UsageRecord,
+};
+use taffrail::store::{Applied, Config, JobNews, JobQuery, Store};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use crate::golden::fixtures;
 use crate::outages::DIFFERENCES;
@@ -81,6 +91,20 @@ impl Vendors {
 
     fn end_the_prediction(&self) {
         self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A database that is ready to be read.
+async fn database() -> Option<Database> {
+    let database = fresh().await?;
+    Store::migrate(&config(&database.url())).await.unwrap();
+    Some(database)
+}
+
+fn config(url: &str) -> Config {
+    Config {
+        url: url.to_owned(),
+        ..Config::default()
     }
 }
 
@@ -196,7 +220,7 @@ async fn assert_all_is_recorded(database: &Database, jobs: i64) {
 
 #[tokio::test]
 async fn a_prediction_polled_through_two_processes_of_which_one_is_killed_makes_one_row() {
-    let Some(database) = fresh().await else {
+    let Some(database) = database().await else {
         return;
     };
     let vendors = Vendors::start().await;
@@ -231,7 +255,7 @@ async fn a_prediction_polled_through_two_processes_of_which_one_is_killed_makes_
 
 #[tokio::test]
 async fn both_processes_see_the_end_and_there_is_one_row() {
-    let Some(database) = fresh().await else {
+    let Some(database) = database().await else {
         return;
     };
     let vendors = Vendors::start().await;
@@ -254,7 +278,7 @@ async fn both_processes_see_the_end_and_there_is_one_row() {
 
 #[tokio::test]
 async fn a_queued_job_is_submitted_through_one_process_and_fetched_through_another() {
-    let Some(database) = fresh().await else {
+    let Some(database) = database().await else {
         return;
     };
     let vendors = Vendors::start().await;
@@ -318,6 +342,7 @@ async fn ends_that_are_seen_while_the_store_is_away_are_joined_after_its_return(
         return;
     };
     let database = cluster.database().await;
+    Store::migrate(&config(&database.url())).await.unwrap();
     let vendors = Vendors::start().await;
     let web = vendors.home("web", &database.url(), "");
     let worker = vendors.home("worker", &database.url(), "");
@@ -339,7 +364,7 @@ async fn ends_that_are_seen_while_the_store_is_away_are_joined_after_its_return(
 #[tokio::test]
 async fn an_exporter_records_the_jobs_of_processes_that_are_gone() {
     const GRACE: &str = "[jobs]\njoin_grace = \"1s\"\n";
-    let Some(database) = fresh().await else {
+    let Some(database) = database().await else {
         return;
     };
     let vendors = Vendors::start().await;
@@ -407,7 +432,7 @@ async fn an_exporter_records_the_jobs_of_processes_that_are_gone() {
 async fn a_job_that_nobody_fetches_ends_unresolved_although_its_process_is_gone() {
     const SHORT: &str =
         "[jobs]\njoin_grace = \"1s\"\ndeadline = \"1500ms\"\nfollowup_after = \"1400ms\"\n";
-    let Some(database) = fresh().await else {
+    let Some(database) = database().await else {
         return;
     };
     let vendors = Vendors::start().await;
@@ -434,4 +459,186 @@ async fn a_job_that_nobody_fetches_ends_unresolved_although_its_process_is_gone(
     server.stop().await;
     assert_eq!(one_row(&long).await, row);
     assert_all_is_recorded(&database, 1).await;
+}
+
+/// A half of that job: its submit or, with a stage, its end.
+fn half(job_id: &str, stage: Option<JobStage>) -> JobQuery {
+    let now = clock::wall();
+    let report = |stage| Report {
+        outcome: Outcome::Ok,
+        error_code: None,
+        // Postgres has no text with this in it.
+        error_message: Some("\0".to_owned()),
+        finish_reason: None,
+        model_served: None,
+        upstream_provider: None,
+        service_tier: None,
+        region: None,
+        provider_request_id: None,
+        parts: Vec::new(),
+        stated_cost: None,
+        raw_usage: Some(r#"{"a":"\u0000"}"#.to_owned()),
+        fidelity: Fidelity::Complete,
+        estimated: false,
+        job: Some(JobView {
+            id: job_id.to_owned(),
+            stage,
+            queue: None,
+            run: None,
+        }),
+    };
+    let end = stage.map(|stage| JobEnd {
+        at: now,
+        report: report(stage),
+    });
+    let intent = Intent {
+        id: clock::new_id(),
+        started_at: now,
+        provider: "replicate".into(),
+        operation: Operation::Prediction,
+        method: "POST".into(),
+        route: "/v1/predictions".into(),
+        model_requested: None,
+        caller: Caller::default(),
+        job: Some(Job {
+            id: job_id.to_owned(),
+            end: end.map(Box::new),
+            ..Job::default()
+        }),
+    };
+    JobQuery {
+        provider: "replicate".to_owned(),
+        job_id: job_id.to_owned(),
+        half: Some(JobHalf {
+            instance: Instance::default(),
+            intent,
+        }),
+    }
+}
+
+fn row_of(query: &JobQuery) -> UsageRecord {
+    let half = query.half.clone().unwrap();
+    half.intent.interrupted(half.instance)
+}
+
+/// Each kind of store, new.
+async fn stores() -> (Vec<Store>, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", dir.path().join("taffrail.db").display());
+    let mut stores = vec![Store::open(&config(&url)).await.unwrap()];
+    if let Some(database) = fresh().await {
+        stores.push(Store::open(&config(&database.url())).await.unwrap());
+    }
+    (stores, dir)
+}
+
+#[tokio::test]
+async fn the_first_end_that_tells_all_is_kept_until_the_job_has_its_row() {
+    let (stores, _dir) = stores().await;
+    for store in stores {
+        let submit = half("a", None);
+        let ask = JobQuery {
+            half: None,
+            ..submit.clone()
+        };
+        let asks = [ask.clone(), half("b", None)];
+        let news = async |asked: &[JobQuery]| store.exchange_jobs(asked).await.unwrap();
+        assert_eq!(news(&asks).await, []);
+        let ended = half("a", Some(JobStage::Ended));
+        let [first, second] = [(); 2].map(|()| half("a", Some(JobStage::Settled)));
+        for (told, kept) in [(&ended, &ended), (&first, &first), (&second, &first)] {
+            // It is told again where the answer was lost.
+            for _ in 0..2 {
+                assert_eq!(news(std::slice::from_ref(told)).await, []);
+            }
+            let expected = JobNews {
+                provider: "replicate".to_owned(),
+                job_id: "a".to_owned(),
+                is_recorded: false,
+                end: kept.half.clone(),
+            };
+            assert_eq!(news(&asks).await, [expected]);
+        }
+        // Only what waits in vain is anybody else's.
+        let hour = Duration::from_hours(1);
+        assert_eq!(store.overdue_jobs(hour, hour).await.unwrap(), []);
+        let of_end = store.overdue_jobs(Duration::ZERO, hour).await.unwrap();
+        assert_eq!(of_end.len(), 1);
+        assert_eq!((&of_end[0].submit, &of_end[0].end), (&None, &first.half));
+        assert_eq!(news(std::slice::from_ref(&submit)).await.len(), 1);
+        news(&[half("a", None)]).await;
+        let overdue = store.overdue_jobs(Duration::ZERO, Duration::ZERO).await;
+        let overdue = overdue.unwrap();
+        assert_eq!(overdue.len(), 2);
+        let of_both = overdue.iter().find(|job| job.end.is_some()).unwrap();
+        assert_eq!((&of_both.submit, &of_both.end), (&submit.half, &first.half));
+
+        // A job has one row, and looks at it may have theirs.
+        let mut look = row_of(&second);
+        look.id = clock::new_id();
+        look.operation = Operation::Control;
+        for (record, stored) in [
+            (row_of(&submit), 1),
+            (row_of(&submit), 0),
+            (row_of(&second), 0),
+            (look, 1),
+        ] {
+            let applied = store.apply(&[record]).await.unwrap();
+            let expected = Applied {
+                stored,
+                duplicates: 1 - stored,
+                rejected: Vec::new(),
+            };
+            assert_eq!(applied, expected);
+        }
+        let both = [row_of(&half("b", None)), row_of(&half("b", None))];
+        assert_eq!(store.apply(&both).await.unwrap().stored, 1);
+        news(std::slice::from_ref(&second)).await;
+        let told = news(&[ask, half("b", None)]).await;
+        assert_eq!(told.len(), 2);
+        assert!(
+            told.iter()
+                .all(|news| news.is_recorded && news.end.is_none())
+        );
+        let overdue = store.overdue_jobs(Duration::ZERO, Duration::ZERO).await;
+        assert_eq!(overdue.unwrap(), []);
+
+        let today = store.today().await.unwrap();
+        for (before, dropped) in [(today, 0), (today + Days::new(1), 2), (today, 0)] {
+            assert_eq!(store.drop_jobs(before).await.unwrap(), dropped);
+        }
+        store.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn processes_that_meet_at_the_same_jobs_do_not_block_each_other() {
+    let Some(database) = database().await else {
+        return;
+    };
+    let mut processes = JoinSet::new();
+    for process in 0..6 {
+        let store = Store::open(&config(&database.url())).await.unwrap();
+        processes.spawn(async move {
+            for round in 0..20 {
+                let jobs = (0..40).map(|number| {
+                    let job_id = format!("{round}-{number}");
+                    let stage = (number % 3 == process % 3).then_some(JobStage::Settled);
+                    half(&job_id, stage)
+                });
+                let mut jobs: Vec<JobQuery> = jobs.collect();
+                if process % 2 == 0 {
+                    jobs.reverse();
+                }
+                store.exchange_jobs(&jobs).await.unwrap();
+                let records: Vec<UsageRecord> = jobs.iter().map(row_of).collect();
+                store.apply(&records).await.unwrap();
+            }
+            store.close().await;
+        });
+    }
+    processes.join_all().await;
+    let rows = "select count(*) from taffrail.api_usage_logs";
+    assert_eq!(count(&database, rows).await, 20 * 40);
+    assert_all_is_recorded(&database, 20 * 40).await;
 }
