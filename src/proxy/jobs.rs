@@ -40,7 +40,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub followup_after: Duration,
-    /// How long the half of a job that one process saw waits for the half of another.
+    /// How long the half of a job that one process saw waits for the half of another, before the
+    /// exporter records what is known; and how long a job that ended waits for its result.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub join_grace: Duration,

@@ -310,6 +310,7 @@ async fn two_processes_that_share_a_file_make_one_row() {
     let mut web = vendors.home("web", "", "");
     let url = format!("sqlite://{}", web.database().display());
     web.set("STORE__URL", &url);
+    Store::migrate(&config(&url)).await.unwrap();
     let worker = vendors.home("worker", &url, "");
     let (submitter, fetcher) = (web.start().await, worker.start().await);
     queue(&submitter).await;
