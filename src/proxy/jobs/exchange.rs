@@ -274,7 +274,11 @@ pub async fn attend(jobs: Arc<Jobs>, store: Store) {
         interval = match jobs.exchange(&store, TELLING_AGE).await {
             Ok(()) => INTERVAL,
             Err(error) => {
-                tracing::debug!(%error, "jobs are exchanged later");
+                // That the store is away the drain says already.
+                match error.is_retryable() {
+                    true => tracing::debug!(%error, "jobs are exchanged later"),
+                    false => tracing::error!(%error, "jobs cannot be exchanged"),
+                }
                 (2 * interval).min(INTERVAL_MAX)
             }
         };
