@@ -22,6 +22,7 @@ mod exposition;
 mod fal;
 mod golden;
 mod housekeeping;
+mod jobs;
 mod journal;
 mod layering;
 mod limits;
