@@ -25,6 +25,8 @@ use crate::ledger::Ledger;
 use crate::metrics::{JournalFault, JournalReading, Metrics, Reason, Stage, process};
 use crate::price::PriceBook;
 use crate::provider;
+use crate::proxy::follow_up;
+use crate::proxy::job_urls::Place;
 use crate::proxy::jobs::Jobs;
 use crate::proxy::{
     self, Authority, Proxy, ProxyParts, Route, Routes, ServerTls, TlsListener, Upstream,
@@ -35,9 +37,6 @@ use crate::store::drain::{Drain, Event, Shipped};
 
 /// How long the last shipment may take once the process is told to hurry.
 const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
-
-/// How often open jobs are looked over.
-const JOBS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A running server.
 pub struct App {
@@ -204,7 +203,7 @@ struct Traffic {
     journal: Arc<Journal>,
     draining: CancellationToken,
     drain: JoinHandle<()>,
-    expiring: JoinHandle<()>,
+    following_up: JoinHandle<()>,
 }
 
 impl Traffic {
@@ -222,6 +221,7 @@ impl Traffic {
             let metrics = metrics.clone();
             Arc::new(move |duration| metrics.journal_fsync(duration))
         };
+        let places = places(config, &routes, listener.local_addr()?);
         let (journal, recovery) = Journal::open(&config.journal, Arc::new(LocalDisk), on_fsync)?;
         let journal = Arc::new(journal);
         let instance = instance();
@@ -252,6 +252,7 @@ impl Traffic {
             attribution: config.attribution.clone(),
             pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
             routes,
+            places,
             ledger,
             prices,
             instance,
@@ -259,13 +260,15 @@ impl Traffic {
             tls,
             tls_listener,
         };
+        let proxy = Proxy::start(listener, parts)?;
+        let following_up = tokio::spawn(follow_up::attend(jobs, proxy.address()));
         Ok(Traffic {
-            proxy: Proxy::start(listener, parts)?,
+            proxy,
             grace: config.proxy.shutdown_grace,
             journal,
             draining,
             drain,
-            expiring: tokio::spawn(expire(jobs)),
+            following_up,
         })
     }
 
@@ -277,7 +280,7 @@ impl Traffic {
         ready: &AtomicBool,
     ) -> anyhow::Result<()> {
         self.proxy.stop(self.grace, hurried.cancelled()).await;
-        self.expiring.abort();
+        self.following_up.abort();
         ready.store(false, Ordering::Relaxed);
         let journal = self.journal.clone();
         let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
@@ -315,18 +318,6 @@ fn tasks(config: &Config, store: &Store) -> Vec<Task> {
         }),
     };
     vec![housekeeping]
-}
-
-/// Looks after open jobs, for ever.
-async fn expire(jobs: Arc<Jobs>) {
-    loop {
-        tokio::time::sleep(JOBS_INTERVAL).await;
-        let jobs = jobs.clone();
-        // It may write to the journal.
-        tokio::task::spawn_blocking(move || jobs.expire(clock::wall()))
-            .await
-            .ok();
-    }
 }
 
 /// What applications that insist on https are shown.
@@ -415,6 +406,31 @@ fn routes(config: &Config) -> anyhow::Result<Routes> {
         });
     }
     Ok(Routes::new(routes))
+}
+
+/// What the URLs of jobs are replaced by: the hosts of the routes, by the proxy's own address.
+fn places(config: &Config, routes: &Routes, listen: SocketAddr) -> Arc<[Place]> {
+    if !config.meter.rewrite_job_urls {
+        return Arc::default();
+    }
+    let own = match &config.proxy.public_url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => format!("http://{}", follow_up::reachable(listen)),
+    };
+    let place = |route: &Route, url: &str| Place {
+        origin: url.trim_end_matches('/').to_owned(),
+        replacement: format!("{own}/{}", route.name),
+    };
+    let of_route = |route: &Arc<Route>| {
+        let configured = config.providers.get(&*route.name);
+        let configured = configured.and_then(|settings| settings.upstream.as_deref());
+        [configured, route.provider.default_upstream()]
+            .into_iter()
+            .flatten()
+            .map(|url| place(route, url))
+            .collect::<Vec<_>>()
+    };
+    routes.iter().flat_map(of_route).collect()
 }
 
 /// The price book: the embedded catalogue under the configured overlay.

@@ -71,6 +71,9 @@ impl Rules {
     }
 
     fn listeners(&mut self, config: &Config) {
+        if let Some(url) = &config.proxy.public_url {
+            self.url(KeyPath::new(["proxy", "public_url"]), url);
+        }
         let (proxy, admin) = (config.proxy.listen, config.admin.listen);
         let mut differ = |name: &str, own: SocketAddr, other_name: &str, other: SocketAddr| {
             if overlap(own, other) {

@@ -32,6 +32,7 @@ use crate::fault::Outcome;
 use crate::money::Usd;
 use crate::record::{Fidelity, Operation};
 use crate::usage::Usage;
+use crate::wire::json::{Path, Selector, Step, Want};
 
 /// The head of a request, as it goes to the provider.
 #[derive(Debug, Clone, Copy)]
@@ -259,6 +260,18 @@ pub trait Provider: Send + Sync {
     fn read_request(&self, call: &Call, head: RequestHead<'_>) -> Box<dyn RequestReader>;
     /// A meter for the response; it is given the body decoded from its content encoding.
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter>;
+    /// The path of a GET that tells how the job of this id is, which this call has submitted; `None`
+    /// if there is none.
+    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+        let _ = (call, job_id);
+        None
+    }
+    /// Where the answer to this call holds URLs of a job, which lead past the proxy unless they are
+    /// changed; `None` if it holds none.
+    fn job_urls(&self, call: &Call) -> Option<&'static Selector> {
+        let _ = call;
+        None
+    }
     /// Whether a stream of this call states usage only when `stream_options.include_usage` asks.
     fn needs_usage_injection(&self, call: &Call) -> bool;
     /// Headroom stated in the headers.
@@ -271,7 +284,8 @@ pub const BUILTIN: &[&str] = &[
     azure::NAME,
     anthropic::NAME,
     openrouter::NAME,
-    replicate::NAME,
+    replicate::API,
+    replicate::STREAM,
     fal::RUN,
     fal::QUEUE,
     fal::REST,
@@ -284,7 +298,8 @@ pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
         azure::NAME => Arc::new(azure::Azure),
         anthropic::NAME => Arc::new(anthropic::Anthropic),
         openrouter::NAME => Arc::new(openrouter::OpenRouter),
-        replicate::NAME => Arc::new(replicate::Replicate),
+        replicate::API => Arc::new(replicate::Replicate(replicate::Host::Api)),
+        replicate::STREAM => Arc::new(replicate::Replicate(replicate::Host::Stream)),
         fal::RUN => Arc::new(fal::Fal(fal::Host::Run)),
         fal::QUEUE => Arc::new(fal::Fal(fal::Host::Queue)),
         fal::REST => Arc::new(fal::Fal(fal::Host::Rest)),
@@ -316,6 +331,21 @@ pub fn forwarding(route: &str) -> Option<&'static Forwarding> {
 /// A declared provider that speaks the OpenAI dialect (`dialect = "chat"`), under its own name.
 pub fn chat_dialect(name: impl Into<Arc<str>>) -> Arc<dyn Provider> {
     Arc::new(chat::Chat::declared(name))
+}
+
+/// The longest URL of a job that is changed.
+pub const JOB_URL_BYTES_MAX: usize = 2048;
+
+/// A selector of URLs at these paths.
+fn url_selector(paths: &[&'static [Step]]) -> Selector {
+    let paths: Vec<Path> = paths
+        .iter()
+        .map(|steps| Path {
+            steps,
+            want: Want::Text(JOB_URL_BYTES_MAX),
+        })
+        .collect();
+    Selector::new(&paths)
 }
 
 /// Headroom as most vendors state it: OpenAI's and its followers' `x-ratelimit-limit-requests`,

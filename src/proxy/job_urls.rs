@@ -11,10 +11,11 @@ use std::sync::Arc;
 use bytes::BufMut;
 use memchr::memchr;
 
+use crate::provider::JOB_URL_BYTES_MAX;
 use crate::wire::json::{Found, Picker, Selector};
 
-/// The longest rest of a body that is withheld until its string ends; a URL is shorter.
-pub const HELD_BYTES_MAX: usize = 2048;
+/// The longest rest of a body that is withheld until its string ends.
+pub const HELD_BYTES_MAX: usize = JOB_URL_BYTES_MAX;
 
 /// An origin (`https://api.replicate.com`) and what stands in its place
 /// (`http://127.0.0.1:4800/replicate`).

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use http::HeaderValue;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -68,10 +69,23 @@ type Key = (Arc<str>, String);
 /// An open job.
 struct Open {
     intent: Intent,
+    /// How Taffrail can ask for it; unknown after a restart, since keys are kept nowhere.
+    follow_up: Option<FollowUp>,
+    /// When somebody last asked for it, or submitted it.
+    asked_at: DateTime<Utc>,
     /// How often it was asked for; unknown after a restart.
     polls: Option<u32>,
     /// When it was seen to have ended, and what that view told, which was not all.
     ended: Option<(DateTime<Utc>, Report)>,
+}
+
+/// A request, through the proxy, that asks how a job is.
+#[derive(Debug, Clone)]
+pub struct FollowUp {
+    /// The path, with the route.
+    pub path: String,
+    /// The submitter's key, in memory alone.
+    pub authorization: Option<HeaderValue>,
 }
 
 impl Jobs {
@@ -88,7 +102,7 @@ impl Jobs {
 
     /// Goes on with a job of the last process, whose intent is in the journal.
     pub fn restore(&self, intent: Intent) {
-        self.open(intent, None, None);
+        self.open(intent, None, None, None);
     }
 
     /// How many jobs are open.
@@ -98,11 +112,22 @@ impl Jobs {
 
     /// Takes on a job that was accepted: the intent of its submit, with the job. `ended` is what was
     /// told if it has ended already and that was not all.
-    pub(super) fn accept(&self, intent: Intent, ended: Option<Report>) {
-        self.open(intent, Some(0), ended);
+    pub(super) fn accept(
+        &self,
+        intent: Intent,
+        ended: Option<Report>,
+        follow_up: Option<FollowUp>,
+    ) {
+        self.open(intent, Some(0), ended, follow_up);
     }
 
-    fn open(&self, intent: Intent, polls: Option<u32>, ended: Option<Report>) {
+    fn open(
+        &self,
+        intent: Intent,
+        polls: Option<u32>,
+        ended: Option<Report>,
+        follow_up: Option<FollowUp>,
+    ) {
         let Some(job) = &intent.job else { return };
         let key = (intent.provider.clone(), job.id.clone());
         let mut jobs = self.lock();
@@ -112,10 +137,13 @@ impl Jobs {
             self.ledger.abandon(intent.id);
             return;
         }
+        let now = clock::wall();
         let job = Open {
             intent,
+            follow_up,
+            asked_at: now,
             polls,
-            ended: ended.map(|report| (clock::wall(), report)),
+            ended: ended.map(|report| (now, report)),
         };
         if jobs.len() >= OPEN_MAX {
             drop(jobs);
@@ -142,6 +170,7 @@ impl Jobs {
             return;
         };
         job.polls = job.polls.map(|polls| polls.saturating_add(1));
+        job.asked_at = now;
         match view.stage {
             JobStage::Open => {}
             JobStage::Ended => {
@@ -161,11 +190,7 @@ impl Jobs {
     /// Records the jobs that nothing more will be learnt of: those that ended and whose result
     /// nobody fetched in time, and those that have reached the deadline.
     pub fn expire(&self, now: DateTime<Utc>) {
-        let is_older = |since: DateTime<Utc>, limit: Duration| {
-            now.signed_duration_since(since)
-                .to_std()
-                .is_ok_and(|age| age >= limit)
-        };
+        let is_older = |since, limit| is_older(now, since, limit);
         let expired: Vec<Open> = self
             .lock()
             .extract_if(|_, job| {
@@ -178,6 +203,18 @@ impl Jobs {
         for job in expired {
             self.settle(job);
         }
+    }
+
+    /// What to ask for the jobs that nobody has asked for in a while. Each counts as asked for now.
+    pub fn due(&self, now: DateTime<Utc>) -> Vec<FollowUp> {
+        self.lock()
+            .values_mut()
+            .filter(|job| is_older(now, job.asked_at, self.config.followup_after))
+            .filter_map(|job| {
+                job.asked_at = now;
+                job.follow_up.clone()
+            })
+            .collect()
     }
 
     /// Makes the job's row.
@@ -206,6 +243,11 @@ impl Jobs {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_older(now: DateTime<Utc>, since: DateTime<Utc>, limit: Duration) -> bool {
+    let age = now.signed_duration_since(since).to_std();
+    age.is_ok_and(|age| age >= limit)
 }
 
 /// The end of a job that a view at `now` settles. An earlier view may have told when it ended and

@@ -11,6 +11,7 @@ mod body;
 mod certificate;
 mod costing;
 pub mod descriptors;
+pub mod follow_up;
 mod guard;
 mod headers;
 mod identity;
@@ -53,6 +54,9 @@ pub struct Config {
     /// The address that applications send their requests to.
     #[schemars(with = "String")]
     pub listen: SocketAddr,
+    /// The URL at which applications reach the proxy, for the URLs of jobs that are pointed back
+    /// at it. Unset, it is `listen` as seen from this machine.
+    pub public_url: Option<String>,
     /// The address for applications whose SDK insists on https, as fal's Python client does. It
     /// serves what `listen` serves, and is not listened on unless it is set.
     #[schemars(with = "Option<String>")]
@@ -107,6 +111,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 4800)),
+            public_url: None,
             tls_listen: None,
             tls_cert_file: None,
             tls_key_file: None,
@@ -132,6 +137,9 @@ pub struct MeterConfig {
     /// Whether `stream_options.include_usage` is added to chat streams that would otherwise
     /// state no usage. The extra event that it causes is taken out again.
     pub usage_injection: bool,
+    /// Whether the absolute URLs of a job (`urls.get`, `status_url` and the like) are pointed back at
+    /// the proxy, so that its polls and its result pass through it too.
+    pub rewrite_job_urls: bool,
     /// What happens to a request whose client goes away.
     pub on_client_disconnect: OnClientDisconnect,
     /// The longest time that a response is read on for with `on_client_disconnect = "drain"`.
@@ -154,6 +162,7 @@ impl Default for MeterConfig {
     fn default() -> MeterConfig {
         MeterConfig {
             usage_injection: true,
+            rewrite_job_urls: true,
             on_client_disconnect: OnClientDisconnect::Cancel,
             drain_timeout: Duration::from_secs(10 * 60),
             drain_max_bytes: ByteSize::mib(64),

@@ -29,6 +29,7 @@ use crate::metrics::{Connection, HandshakeFault, Listener, ProxyError};
 use crate::price::PriceBook;
 use crate::proxy::certificate::ServerTls;
 use crate::proxy::identity::Identity;
+use crate::proxy::job_urls::Place;
 use crate::proxy::jobs::Jobs;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::relay::DrainLimits;
@@ -73,6 +74,8 @@ pub struct ProxyParts {
     pub pepper: String,
     /// Where requests go.
     pub routes: Routes,
+    /// What the URLs of jobs are replaced by; none if they stay as they are.
+    pub places: Arc<[Place]>,
     /// Where finished requests are entered.
     pub ledger: Ledger,
     /// What they cost.
@@ -111,6 +114,7 @@ struct Shared {
     attribution: AttributionConfig,
     pepper: String,
     routes: Arc<Routes>,
+    places: Arc<[Place]>,
     ledger: Ledger,
     prices: Arc<PriceBook>,
     instance: Instance,
@@ -161,6 +165,7 @@ impl Proxy {
             attribution: parts.attribution,
             pepper: parts.pepper,
             routes: Arc::new(parts.routes),
+            places: parts.places,
             ledger: parts.ledger,
             prices: parts.prices,
             instance: parts.instance,
@@ -339,6 +344,7 @@ fn service(shared: &Arc<Shared>) -> Service {
     };
     Service {
         routes: shared.routes.clone(),
+        places: shared.places.clone(),
         upstreams: Upstreams::new(shared.tls.clone(), limits),
         books: Rc::new(Books {
             ledger: shared.ledger.clone(),

@@ -133,6 +133,7 @@ impl Sidecar {
             attribution: setup.attribution,
             pepper: String::new(),
             routes: Routes::new(setup.routes),
+            places: Arc::default(),
             jobs: Arc::new(Jobs::new(
                 jobs::Config::default(),
                 ledger.clone(),
