@@ -37,8 +37,12 @@ def subscribed():
     return {**images(answer), "updates": sorted(set(seen))}
 
 
+async def run_async():
+    return images(await fal_client.AsyncClient().run(FLUX, PROMPT))
+
+
 async def submitted_async():
-    handle = await fal_client.submit_async(FLUX, PROMPT)
+    handle = await fal_client.AsyncClient().submit(FLUX, PROMPT)
     return {**images(await handle.get()), "request_id": handle.request_id}
 
 
@@ -51,7 +55,7 @@ def refused():
 
 show("versions", fal=version("fal-client"), replicate=version("replicate"))
 attempt("fal-run", lambda: images(fal_client.run(FLUX, PROMPT)))
-attempt("fal-run-async", lambda: images(asyncio.run(fal_client.run_async(FLUX, PROMPT))))
+attempt("fal-run-async", lambda: asyncio.run(run_async()))
 attempt("fal-submit", lambda: submitted(fal_client.submit(FLUX, PROMPT)))
 attempt("fal-submit-async", lambda: asyncio.run(submitted_async()))
 attempt("fal-subscribe", subscribed)

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -58,17 +57,6 @@ fn reply(fixture: &Fixture) -> Reply {
         framing: Framing::Chunked,
         ..Reply::json(message.body.clone())
     }
-}
-
-/// Where a server speaks TLS, as its log says.
-fn tls_address(server: &Server) -> SocketAddr {
-    let log = server.process.log();
-    let events = log.lines().map(|line| serde_json::from_str(line).unwrap());
-    let serving = events.into_iter().find_map(|event: Value| {
-        let address = event["proxy_tls"].as_str()?;
-        address.parse().ok()
-    });
-    serving.unwrap()
 }
 
 /// What `taffrail ca` prints.
@@ -137,7 +125,7 @@ async fn who_trusts_the_authority_gets_the_same_bytes_and_each_request_its_row()
     for fixture in ["chat-whole", "chat-stream-usage-in-last-event"] {
         let (_vendor, home, request) = home(fixture).await;
         let server = home.start().await;
-        let address = tls_address(&server);
+        let address = server.proxy_tls();
         let plain = ask(server.proxy, &request).await;
         assert_eq!(plain.ending, Ending::Complete, "{fixture}");
         let authority = authority(&home).await;
@@ -187,7 +175,7 @@ async fn who_does_not_trust_it_is_counted_and_not_logged() {
     let (vendor, home, _) = home("chat-whole").await;
     let other = issue("localhost");
     let server = home.start().await;
-    let address = tls_address(&server);
+    let address = server.proxy_tls();
     let error = connect(address, &other.authority, "localhost").await;
     assert!(error.unwrap_err().to_string().contains("UnknownIssuer"));
     failed(&server, "refused", 1).await;
@@ -220,7 +208,7 @@ async fn the_authority_is_made_once_by_whoever_comes_first() {
     // The server uses it, after a restart as well.
     for _ in 0..2 {
         let server = home.start().await;
-        let address = tls_address(&server);
+        let address = server.proxy_tls();
         connect(address, &one, "localhost").await.unwrap();
         server.stop().await;
     }
@@ -247,7 +235,7 @@ async fn a_certificate_from_files_is_exchanged_without_a_restart() {
     let (first, second) = (issue("proxy.example"), issue("proxy.example"));
     install(&home, &first);
     let server = home.start().await;
-    let address = tls_address(&server);
+    let address = server.proxy_tls();
     let trusting = |issued: &Issued| {
         let authority = issued.authority.clone();
         async move { connect(address, &authority, "proxy.example").await }
@@ -307,7 +295,7 @@ async fn a_key_of_another_certificate_is_refused_at_the_start() {
 async fn plain_http_is_told_to_use_https() {
     let (vendor, mut home, request) = home("chat-whole").await;
     let server = home.start().await;
-    let address = tls_address(&server);
+    let address = server.proxy_tls();
     for body_bytes in [0, 40_000] {
         let request = [request.as_slice(), &vec![b'x'; body_bytes]].concat();
         let seen = ask(address, &request).await;
@@ -338,7 +326,7 @@ async fn a_handshake_that_never_ends_is_ended() {
     home.set("PROXY__HEADER_TIMEOUT", "300ms");
     home.set("PROXY__CONNECTIONS_MAX", "1");
     let server = home.start().await;
-    let address = tls_address(&server);
+    let address = server.proxy_tls();
     let labels = [("listener", "proxy_tls")];
     // The header of a handshake record of 512 bytes, and then nothing; and nothing at all.
     for first in [&[22, 3, 1, 2, 0][..], &[]] {
@@ -385,7 +373,7 @@ async fn a_handshake_that_never_ends_is_ended() {
 async fn a_hundred_connections_are_served_side_by_side() {
     let (_vendor, home, request) = home("chat-stream-usage-in-last-event").await;
     let server = home.start().await;
-    let address = tls_address(&server);
+    let address = server.proxy_tls();
     let authority = authority(&home).await;
     let expected = ask(server.proxy, &request).await;
     let mut streams = Vec::new();
