@@ -209,9 +209,13 @@ fn authority_params(names: &[String], now: DateTime<Utc>) -> io::Result<Certific
         }
         Err(_) => GeneralSubtree::DnsName(name.clone()),
     });
+    // A permitted name permits what is below it, and a host may be called as a top-level domain is.
+    let is_host = |name: &&String| *name != LOCALHOST && name.parse::<IpAddr>().is_err();
+    let below = names.iter().filter(is_host);
+    let below = below.map(|name| GeneralSubtree::DnsName(format!(".{name}")));
     params.name_constraints = Some(NameConstraints {
         permitted_subtrees: permitted.collect(),
-        excluded_subtrees: Vec::new(),
+        excluded_subtrees: below.collect(),
     });
     hold(&mut params, now, AUTHORITY_DAYS);
     Ok(params)
@@ -274,14 +278,28 @@ mod tests {
     fn it_vouches_for_its_own_names_and_for_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let now = at("2026-11-24T12:00:00Z");
-        let own = own(&["web-7f9c", "10.1.2.3", "not a name", "localhost"]);
+        let own = own(&["web-7f9c", "10.1.2.3", "not a name", "dev", "localhost"]);
         let authority = Authority::open(dir.path(), &own, now).unwrap();
-        let expected = ["localhost", "127.0.0.1", "::1", "web-7f9c", "10.1.2.3"];
+        let expected = [
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            "web-7f9c",
+            "10.1.2.3",
+            "dev",
+        ];
         assert_eq!(authority.names(), expected);
         for name in ["127.8.9.1", "in.localhost"] {
             authority.vouches_for(name, now).unwrap();
         }
-        for name in ["api.openai.com", "web-7f9d", "10.1.2.4", "::2", "local"] {
+        for name in [
+            "api.openai.com",
+            "web.dev",
+            "web-7f9d",
+            "10.1.2.4",
+            "::2",
+            "local",
+        ] {
             let error = authority.vouches_for(name, now).unwrap_err();
             assert!(
                 error.to_string().contains("NameConstraint"),

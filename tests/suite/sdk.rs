@@ -795,7 +795,13 @@ async fn images_are_made_over_https_and_each_makes_one_row() {
     let polled = json!(["black-forest-labs/flux-schnell", "ok", 2, polled, "0.003"]);
     assert_eq!(seen[0], polled);
     let waited = json!({ "compute_second": "2.1" });
-    let waited = json!(["meta/meta-llama-3-8b-instruct", "ok", null, waited, "0.0000392"]);
+    let waited = json!([
+        "meta/meta-llama-3-8b-instruct",
+        "ok",
+        null,
+        waited,
+        "0.0000392"
+    ]);
     assert_eq!(seen[7], waited);
     let ids: BTreeSet<&str> = rows
         .iter()
@@ -805,11 +811,14 @@ async fn images_are_made_over_https_and_each_makes_one_row() {
     for call in ["fal-submit", "fal-submit-async"] {
         assert!(ids.contains(calls[call]["request_id"].as_str().unwrap()));
     }
-    // The polls came through the proxy, all of them: the vendor has no other way in.
+    // Submits, polls and results, all of them through the proxy: the vendors' own hosts are not
+    // those that the URLs in their answers name.
+    let asked = vendors.each_ref().map(|(_, vendor)| vendor.asked().len());
+    assert_eq!(asked, [3, 3 + 4 + 4 + 5, 2 + 2]);
     let scrape = server.quiet().await;
     let sum = |family, labels: &[_]| scrape.sum(family, labels);
     assert_eq!(sum("taffrail_units_total", &[("unit", "image")]), 6);
-    assert_eq!(sum("taffrail_requests_total", &[("operation", "control")]), 15);
+    assert_eq!(sum("taffrail_requests_total", &[]), 3 + 3 + 13 + 4);
     assert_eq!(sum("taffrail_tls_handshake_failures_total", &[]), 0);
     finish(&home, server, &rows).await;
 }

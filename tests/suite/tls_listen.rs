@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -397,5 +397,50 @@ async fn a_hundred_connections_are_served_side_by_side() {
     }
     server.stored(201).await;
     assert_eq!(home.logs().await.len(), 201);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_is_tunnelled_through_tls() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut home = Home::new(listener.local_addr().unwrap());
+    home.set("PROXY__TLS_LISTEN", "127.0.0.1:0");
+    home.set("LOG__FORMAT", "json");
+    let server = home.start().await;
+    let authority = authority(&home).await;
+    let client = connect(server.proxy_tls(), &authority, "localhost").await;
+    let mut client = client.unwrap();
+    let request = b"GET /openai/v1/realtime HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\n\
+        upgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let (mut vendor, _) = listener.accept().await.unwrap();
+    let mut seen = [0; 4096];
+    assert!(vendor.read(&mut seen).await.unwrap() > 0);
+    let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n\
+        upgrade: websocket\r\n\r\nHELLO";
+    vendor.write_all(answer).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"HELLO") {
+        head.push(client.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "));
+    // More than the buffers between hold, both ways.
+    let bytes = vec![7; 1 << 20];
+    let mut echo = vec![0; bytes.len()];
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_vendor, mut to_vendor) = vendor.split();
+    let echoing = tokio::io::copy(&mut from_vendor, &mut to_vendor);
+    let sending = async {
+        to_client.write_all(&bytes).await.unwrap();
+        to_client.flush().await.unwrap();
+    };
+    let asking = async { tokio::join!(sending, from_client.read_exact(&mut echo)).1 };
+    tokio::select! {
+        copied = echoing => panic!("the tunnel ended after {copied:?}"),
+        read = asking => { read.unwrap(); }
+    }
+    assert!(echo == bytes);
+    drop((from_client, to_client));
+    server.stored(1).await;
     server.stop().await;
 }
