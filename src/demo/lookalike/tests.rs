@@ -46,7 +46,9 @@ impl Seen {
 
 async fn ask(vendor: Vendor, path: &str, body: &str, headers: &[(&'static str, &str)]) -> Seen {
     let lookalike = LookAlike::start(vendor).await.unwrap();
-    let stream = TcpStream::connect(lookalike.address).await.unwrap();
+    let (_, upstream) = lookalike.upstreams().last().unwrap();
+    let address = upstream.strip_prefix("http://").unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     let _driver = AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.await) }));
     let mut request = Request::builder().method(if body.is_empty() { "GET" } else { "POST" });
@@ -203,7 +205,7 @@ async fn a_cost_is_stated_by_openrouter_alone_and_holds_both_parties() {
         };
         let upstream = number("/cost_details/upstream_inference_cost").unwrap_or_default();
         let stated = number("/cost").map(|cost| (cost + upstream).normalize());
-        assert_eq!(stated, foresight.stated_cost.map(Usd::normalize), "{body}");
+        assert_eq!(stated, foresight.charged.map(Usd::normalize), "{body}");
         assert_eq!(stated.is_some(), vendor == Vendor::OpenRouter);
     }
 }
