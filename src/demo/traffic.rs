@@ -235,7 +235,11 @@ const TROUBLES: &[(Case, &str, bool)] = &[
     (Case::Slow, "stability-ai/sdxl", true),
     (Case::ErrorInStream, "fal-ai/flux/schnell", false),
     (Case::RateLimited, "fal-ai/flux/dev", false),
-    (Case::QuotaExhausted, "black-forest-labs/flux-schnell", false),
+    (
+        Case::QuotaExhausted,
+        "black-forest-labs/flux-schnell",
+        false,
+    ),
     (Case::ErrorInStream, "claude-sonnet-5-5", false),
     (Case::Slow, "gpt-6.1-sol", true),
     (Case::ErrorInStream, "anthropic/claude-sonnet-5.5", false),
@@ -388,9 +392,7 @@ impl App {
             }
             (Vendor::Fal, _) => {
                 let count = dice.between((1, 4));
-                format!(
-                    r#"{{"prompt":{prompt},"image_size":"landscape_4_3","num_images":{count}"#
-                )
+                format!(r#"{{"prompt":{prompt},"image_size":"landscape_4_3","num_images":{count}"#)
             }
             (_, "/v1/responses" | "/v1/embeddings") => {
                 format!(r#"{{"model":"{model}","input":{prompt}"#)
@@ -427,9 +429,14 @@ enum Seen {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Told {
     /// It has not ended; ask again there.
-    Open { poll: String, cancel: String },
+    Open {
+        poll: String,
+        cancel: String,
+    },
     /// It has ended, and its result is there.
-    Made { result: String },
+    Made {
+        result: String,
+    },
     /// It has ended, and this was the result.
     Ended,
     Failed,
@@ -735,7 +742,9 @@ mod tests {
     #[test]
     fn every_application_and_every_trouble_comes_to_pass_in_the_shortest_demo() {
         let first = u64::try_from(APPS.len() + TROUBLES.len()).unwrap();
-        let plans: Vec<Plan> = (0..first).map(|number| Plan::of(1, number).unwrap()).collect();
+        let plans: Vec<Plan> = (0..first)
+            .map(|number| Plan::of(1, number).unwrap())
+            .collect();
         let models: Vec<&str> = plans.iter().map(|plan| plan.foresight.model).collect();
         let served = "gpt-4o-mini-2024-07-18";
         for app in APPS {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::play::Reply;
-use super::work::{Fate, Job, Maker, Makes, Progress, Work, seconds};
+use super::work::{Fate, Job, Maker, Makes, Progress, Work, merged, seconds};
 use super::{Case, Refusal, Site, Stamp, Vendor, has_key, overload_status, quota_status};
 use crate::clock;
 
@@ -142,37 +142,27 @@ fn urls(site: &Site, job: &Job) -> Value {
     })
 }
 
-/// The members of two objects, the second's last.
-fn merged(mut first: Value, second: Value) -> Value {
-    if let (Value::Object(first), Value::Object(second)) = (&mut first, second) {
-        first.extend(second);
-    }
-    first
-}
-
 fn status(site: &Site, job: &Job) -> Reply {
-    let progress = job.progress(clock::wall());
-    let mut told = json!({"request_id": job.id});
-    let status = match progress {
+    let (status, told) = match job.progress(clock::wall()) {
         Progress::Queued => {
-            told["status"] = "IN_QUEUE".into();
-            told["queue_position"] = 0.into();
-            StatusCode::ACCEPTED
+            let told = json!({"status": "IN_QUEUE", "queue_position": 0});
+            (StatusCode::ACCEPTED, told)
         }
-        Progress::Running => {
-            told["status"] = "IN_PROGRESS".into();
-            StatusCode::ACCEPTED
-        }
+        Progress::Running => (StatusCode::ACCEPTED, json!({"status": "IN_PROGRESS"})),
         Progress::Ended | Progress::Cancelled => {
-            told["status"] = "COMPLETED".into();
-            told["metrics"] = json!({"inference_time": seconds(job.work.run())});
-            if job.work.fate == Fate::Failed {
-                told["error"] = "Runner disconnected".into();
-                told["error_type"] = "runner_disconnected".into();
-            }
-            StatusCode::OK
+            let run = json!({"inference_time": seconds(job.work.run())});
+            let ended = json!({"status": "COMPLETED", "metrics": run});
+            let failure = match job.work.fate {
+                Fate::Made => json!({}),
+                Fate::Failed => json!({
+                    "error": "Runner disconnected",
+                    "error_type": "runner_disconnected",
+                }),
+            };
+            (StatusCode::OK, merged(ended, failure))
         }
     };
+    let told = merged(told, json!({"request_id": job.id}));
     let told = merged(told, urls(site, job)).to_string();
     Reply::json(status, told).with("x-fal-request-id", &job.id)
 }

@@ -12,7 +12,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
 use super::play::Reply;
-use super::work::{Fate, Job, Maker, Makes, Progress, Work, seconds};
+use super::work::{Fate, Job, Maker, Makes, Progress, Work, merged, seconds};
 use super::{Case, Refusal, Site, Stamp, Vendor, has_key, overload_status, quota_status};
 use crate::clock;
 
@@ -176,7 +176,7 @@ fn prediction_at(site: &Site, job: &Job, now: DateTime<Utc>) -> String {
     let has_failed = progress == Progress::Ended && work.fate == Fate::Failed;
     let text = |time: DateTime<Utc>| Value::from(time.to_rfc3339_opts(SecondsFormat::Millis, true));
     let own = format!("{}/v1/predictions/{}", site.origin, job.id);
-    let mut prediction = json!({
+    let prediction = json!({
         "id": job.id,
         "model": work.maker.id,
         "version": work.maker.version,
@@ -200,18 +200,17 @@ fn prediction_at(site: &Site, job: &Job, now: DateTime<Utc>) -> String {
             "web": format!("https://replicate.com/p/{}", job.id),
         },
     });
-    if matches!(progress, Progress::Running | Progress::Ended) {
-        prediction["started_at"] = text(job.started_at());
-    }
-    if progress == Progress::Ended {
-        prediction["completed_at"] = text(job.completed_at());
-        prediction["metrics"] = metrics(work);
-    }
-    if let Some(cancelled_at) = job.cancelled_at {
-        prediction["completed_at"] = text(cancelled_at);
-        prediction["metrics"] = json!({});
-    }
-    prediction.to_string()
+    let times = match (progress, job.cancelled_at) {
+        (Progress::Running, _) => json!({"started_at": text(job.started_at())}),
+        (Progress::Ended, _) => json!({
+            "started_at": text(job.started_at()),
+            "completed_at": text(job.completed_at()),
+            "metrics": metrics(work),
+        }),
+        (_, Some(cancelled_at)) => json!({"completed_at": text(cancelled_at), "metrics": {}}),
+        (_, None) => json!({}),
+    };
+    merged(prediction, times).to_string()
 }
 
 fn output(job: &Job) -> Value {
@@ -231,22 +230,20 @@ fn output(job: &Job) -> Value {
 
 /// What an ended job states that it consumed.
 fn metrics(work: &Work) -> Value {
-    let mut metrics = json!({
+    let times = json!({
         "predict_time": seconds(work.run()),
         "total_time": seconds(work.queue + work.run()),
     });
-    match work.maker.makes {
-        _ if work.fate == Fate::Failed => {}
-        Makes::Text => {
-            metrics["input_token_count"] = work.input_tokens.into();
-            metrics["output_token_count"] = work.output_tokens.into();
-            metrics["time_to_first_token"] = seconds(work.run() / 8);
-        }
+    let counts = match work.maker.makes {
+        _ if work.fate == Fate::Failed => json!({}),
+        Makes::Text => json!({
+            "input_token_count": work.input_tokens,
+            "output_token_count": work.output_tokens,
+            "time_to_first_token": seconds(work.run() / 8),
+        }),
         // The models that are billed by the image count their images.
-        Makes::Images if work.maker.version == "hidden" => {
-            metrics["image_count"] = work.count.into();
-        }
-        Makes::Images | Makes::Videos(_) => {}
-    }
-    metrics
+        Makes::Images if work.maker.version == "hidden" => json!({"image_count": work.count}),
+        Makes::Images | Makes::Videos(_) => json!({}),
+    };
+    merged(times, counts)
 }

@@ -343,6 +343,14 @@ impl Job {
     }
 }
 
+/// The members of two objects, the second's last.
+pub(super) fn merged(mut first: Value, second: Value) -> Value {
+    if let (Value::Object(first), Value::Object(second)) = (&mut first, second) {
+        first.extend(second);
+    }
+    first
+}
+
 /// A duration as JSON states it, in seconds to the millisecond.
 pub(super) fn seconds(duration: Duration) -> Value {
     let millis = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
