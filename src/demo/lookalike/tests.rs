@@ -349,7 +349,13 @@ async fn fal_states_what_it_bills_in_a_header_alone() {
     let ended = follow(queue, &submitted["status_url"]).await;
     assert_eq!(ended["status"], "COMPLETED");
     let result = ended["response_url"].as_str().unwrap();
-    let result = ask_at(queue, result.strip_prefix(&queue[..]).unwrap(), "", &[KEY]).await;
+    let result = ask_at(
+        queue,
+        result.strip_prefix(queue.as_str()).unwrap(),
+        "",
+        &[KEY],
+    )
+    .await;
     assert_eq!(result.header("x-fal-billable-units"), "2");
     let result: Value = serde_json::from_str(&result.body).unwrap();
     assert_eq!(result["images"].as_array().map(Vec::len), Some(2));
