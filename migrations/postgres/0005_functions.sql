@@ -1,8 +1,9 @@
 -- The ways in: rows with their sums, a bucket alone, and the sums from the rows anew.
 
--- The class of an outcome, as the metrics have it. A test holds it equal to the program's.
+-- The class of an outcome, as the metrics have it. A test holds it equal to the program's. Not
+-- strict: the planner would call it for each row instead of putting its expression in its place.
 create function taffrail.outcome_class(outcome text) returns text
-language sql immutable strict parallel safe
+language sql immutable parallel safe
 as $$
     select case outcome
         when 'ok' then 'ok'
@@ -14,11 +15,13 @@ $$;
 comment on function taffrail.outcome_class(text) is 'The class of an outcome: ok, error or cancelled.';
 
 -- Adds to buckets, atomically for each. Always in the order of the key: two callers that lock the
--- same buckets in different orders would wait for each other for ever.
+-- same buckets in different orders would wait for each other for ever. In plpgsql, which keeps the
+-- plan from call to call; to plan this takes longer than 20 buckets.
 create function taffrail.upsert_usage_aggregate(variadic buckets taffrail.api_usage_aggregates[]) returns void
-language sql security definer
+language plpgsql security definer
 set search_path = pg_catalog, taffrail, pg_temp
 as $$
+begin
     insert into taffrail.api_usage_aggregates as sums (
         granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
         shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
@@ -51,10 +54,29 @@ as $$
         output_audio_tokens = coalesce(sums.output_audio_tokens + excluded.output_audio_tokens, sums.output_audio_tokens, excluded.output_audio_tokens),
         input_image_tokens = coalesce(sums.input_image_tokens + excluded.input_image_tokens, sums.input_image_tokens, excluded.input_image_tokens),
         output_image_tokens = coalesce(sums.output_image_tokens + excluded.output_image_tokens, sums.output_image_tokens, excluded.output_image_tokens),
-        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units)
+        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units);
+end
 $$;
 comment on function taffrail.upsert_usage_aggregate(taffrail.api_usage_aggregates[]) is
     'Adds to buckets, each atomically and in the order of the key. The buckets must differ in their keys.';
+
+-- A row as it arrives.
+create type taffrail.incoming_usage as (
+    id uuid, day date, started_at timestamptz, instance text, namespace text, pod text,
+    provider text, operation text, method text, route text, model_requested text,
+    model_served text, upstream_provider text, service_tier text, streamed boolean, job_id text,
+    polls bigint, provider_request_id text, outcome text, http_status smallint, error_code text,
+    error_message text, finish_reason text, duration_us bigint, first_byte_us bigint,
+    first_token_us bigint, overhead_us bigint, queue_us bigint, run_us bigint,
+    request_bytes bigint, response_bytes bigint, input_tokens bigint, cache_read_tokens bigint,
+    cache_write_5m_tokens bigint, cache_write_1h_tokens bigint, cache_write_tokens bigint,
+    output_tokens bigint, reasoning_tokens bigint, input_audio_tokens bigint,
+    output_audio_tokens bigint, input_image_tokens bigint, output_image_tokens bigint,
+    units jsonb, fidelity text, raw_usage text, cost_usd numeric, cost_upstream_usd numeric,
+    cost_source text, price_version text, unpriced_reason text, recosted_at timestamptz,
+    key_fingerprint text, attribution jsonb, trace_id text, span_id text
+);
+comment on type taffrail.incoming_usage is 'A row of api_usage_logs on its way in: raw_usage is still text.';
 
 -- Inserts the rows whose id is new, and adds exactly those to the sums, in one transaction.
 -- Takes a JSON array of rows as `taffrail logs --format json` prints them, but for raw_usage,
@@ -66,47 +88,19 @@ language plpgsql security definer
 set search_path = pg_catalog, taffrail, pg_temp
 as $$
 declare
+    incoming taffrail.incoming_usage[];
     days date[];
     buckets taffrail.api_usage_aggregates[];
     inserted bigint;
 begin
-    select array_agg(distinct day order by day) into days
-    from json_to_recordset(batch::json) as rows (day date);
+    -- Read once: the days must have their locks and partitions before the insertion starts.
+    select array_agg(rows), array_agg(distinct day order by day) into incoming, days
+    from json_populate_recordset(null::taffrail.incoming_usage, batch::json) as rows;
     -- A rebuild of the sums of a day, its end and the rows that arrive for it take turns.
     perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
     from unnest(days) as wanted;
     perform taffrail.ensure_partition(wanted) from unnest(days) as wanted;
-    with rows as materialized (
-        select
-            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
-            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
-            polls, provider_request_id, outcome, http_status, error_code, error_message,
-            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
-            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
-            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
-            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
-            output_image_tokens, units, fidelity, raw_usage::json as raw_usage, cost_usd,
-            cost_upstream_usd, cost_source, price_version, unpriced_reason, recosted_at,
-            key_fingerprint, coalesce(attribution, '{}') as attribution, trace_id, span_id
-        from json_to_recordset(batch::json) as rows (
-            id uuid, day date, started_at timestamptz, instance text, namespace text, pod text,
-            provider text, operation text, method text, route text, model_requested text,
-            model_served text, upstream_provider text, service_tier text, streamed boolean,
-            job_id text, polls bigint, provider_request_id text, outcome text,
-            http_status smallint, error_code text, error_message text, finish_reason text,
-            duration_us bigint, first_byte_us bigint, first_token_us bigint,
-            overhead_us bigint, queue_us bigint, run_us bigint, request_bytes bigint,
-            response_bytes bigint, input_tokens bigint, cache_read_tokens bigint,
-            cache_write_5m_tokens bigint, cache_write_1h_tokens bigint,
-            cache_write_tokens bigint, output_tokens bigint, reasoning_tokens bigint,
-            input_audio_tokens bigint, output_audio_tokens bigint, input_image_tokens bigint,
-            output_image_tokens bigint, units jsonb, fidelity text, raw_usage text,
-            cost_usd numeric, cost_upstream_usd numeric, cost_source text, price_version text,
-            unpriced_reason text, recosted_at timestamptz, key_fingerprint text,
-            attribution jsonb, trace_id text, span_id text
-        )
-    ),
-    fresh as (
+    with fresh as (
         insert into taffrail.api_usage_logs (
             id, day, started_at, instance, namespace, pod, provider, operation, method, route,
             model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
@@ -127,10 +121,10 @@ begin
             run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
             cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
             reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
-            output_image_tokens, units, fidelity, raw_usage, cost_usd, cost_upstream_usd,
+            output_image_tokens, units, fidelity, raw_usage::json, cost_usd, cost_upstream_usd,
             cost_source, price_version, unpriced_reason, recosted_at, key_fingerprint,
-            attribution, trace_id, span_id
-        from rows
+            coalesce(attribution, '{}'), trace_id, span_id
+        from unnest(incoming)
         order by day, id
         on conflict (id, day) do nothing
         returning
@@ -151,7 +145,8 @@ begin
             sum(cache_write_5m_tokens), sum(cache_write_1h_tokens), sum(cache_write_tokens),
             sum(output_tokens), sum(reasoning_tokens), sum(input_audio_tokens),
             sum(output_audio_tokens), sum(input_image_tokens), sum(output_image_tokens),
-            taffrail.sum_units(units)
+            -- Added to nothing, so that a quantity that is no number is refused with its row.
+            taffrail.add_units('{}', taffrail.sum_units(units))
         from fresh
         cross join (values ('hour'), ('day')) as span (granularity)
         group by 1, 2, 3, 4, 5, 6, 7, 8, 9

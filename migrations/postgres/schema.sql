@@ -2,11 +2,71 @@
 
 CREATE SCHEMA taffrail;
 
+CREATE TYPE taffrail.incoming_usage AS (
+	id uuid,
+	day date,
+	started_at timestamp with time zone,
+	instance text,
+	namespace text,
+	pod text,
+	provider text,
+	operation text,
+	method text,
+	route text,
+	model_requested text,
+	model_served text,
+	upstream_provider text,
+	service_tier text,
+	streamed boolean,
+	job_id text,
+	polls bigint,
+	provider_request_id text,
+	outcome text,
+	http_status smallint,
+	error_code text,
+	error_message text,
+	finish_reason text,
+	duration_us bigint,
+	first_byte_us bigint,
+	first_token_us bigint,
+	overhead_us bigint,
+	queue_us bigint,
+	run_us bigint,
+	request_bytes bigint,
+	response_bytes bigint,
+	input_tokens bigint,
+	cache_read_tokens bigint,
+	cache_write_5m_tokens bigint,
+	cache_write_1h_tokens bigint,
+	cache_write_tokens bigint,
+	output_tokens bigint,
+	reasoning_tokens bigint,
+	input_audio_tokens bigint,
+	output_audio_tokens bigint,
+	input_image_tokens bigint,
+	output_image_tokens bigint,
+	units jsonb,
+	fidelity text,
+	raw_usage text,
+	cost_usd numeric,
+	cost_upstream_usd numeric,
+	cost_source text,
+	price_version text,
+	unpriced_reason text,
+	recosted_at timestamp with time zone,
+	key_fingerprint text,
+	attribution jsonb,
+	trace_id text,
+	span_id text
+);
+
+COMMENT ON TYPE taffrail.incoming_usage IS 'A row of api_usage_logs on its way in: raw_usage is still text.';
+
 CREATE FUNCTION taffrail.add_units(a jsonb, b jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select jsonb_object_agg(unit, quantity::text)
+    select coalesce(jsonb_object_agg(unit, quantity::text), '{}')
     from (
         select unit, sum(quantity::numeric) as quantity
         from (
@@ -166,14 +226,16 @@ $$;
 COMMENT ON FUNCTION taffrail.ensure_partition(wanted date) IS 'Makes the partition of a day, if it is missing; refuses days that retention dropped and days too far ahead.';
 
 CREATE FUNCTION taffrail.has_partition(wanted date) RETURNS boolean
-    LANGUAGE sql
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select exists (
+begin
+    return exists (
         select from pg_class
         where relnamespace = 'taffrail'::regnamespace
             and relname = 'api_usage_logs_' || to_char(wanted, 'YYYYMMDD')
-    )
+    );
+end
 $$;
 
 COMMENT ON FUNCTION taffrail.has_partition(wanted date) IS 'Whether a day has its partition.';
@@ -200,7 +262,7 @@ $$;
 COMMENT ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) IS 'Whether a scope of the login that asks allows a row.';
 
 CREATE FUNCTION taffrail.outcome_class(outcome text) RETURNS text
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
     select case outcome
         when 'ok' then 'ok'
@@ -217,47 +279,19 @@ CREATE FUNCTION taffrail.record_usage(batch text) RETURNS bigint
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
     AS $$
 declare
+    incoming taffrail.incoming_usage[];
     days date[];
     buckets taffrail.api_usage_aggregates[];
     inserted bigint;
 begin
-    select array_agg(distinct day order by day) into days
-    from json_to_recordset(batch::json) as rows (day date);
+    -- Read once: the days must have their locks and partitions before the insertion starts.
+    select array_agg(rows), array_agg(distinct day order by day) into incoming, days
+    from json_populate_recordset(null::taffrail.incoming_usage, batch::json) as rows;
     -- A rebuild of the sums of a day, its end and the rows that arrive for it take turns.
     perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
     from unnest(days) as wanted;
     perform taffrail.ensure_partition(wanted) from unnest(days) as wanted;
-    with rows as materialized (
-        select
-            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
-            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
-            polls, provider_request_id, outcome, http_status, error_code, error_message,
-            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
-            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
-            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
-            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
-            output_image_tokens, units, fidelity, raw_usage::json as raw_usage, cost_usd,
-            cost_upstream_usd, cost_source, price_version, unpriced_reason, recosted_at,
-            key_fingerprint, coalesce(attribution, '{}') as attribution, trace_id, span_id
-        from json_to_recordset(batch::json) as rows (
-            id uuid, day date, started_at timestamptz, instance text, namespace text, pod text,
-            provider text, operation text, method text, route text, model_requested text,
-            model_served text, upstream_provider text, service_tier text, streamed boolean,
-            job_id text, polls bigint, provider_request_id text, outcome text,
-            http_status smallint, error_code text, error_message text, finish_reason text,
-            duration_us bigint, first_byte_us bigint, first_token_us bigint,
-            overhead_us bigint, queue_us bigint, run_us bigint, request_bytes bigint,
-            response_bytes bigint, input_tokens bigint, cache_read_tokens bigint,
-            cache_write_5m_tokens bigint, cache_write_1h_tokens bigint,
-            cache_write_tokens bigint, output_tokens bigint, reasoning_tokens bigint,
-            input_audio_tokens bigint, output_audio_tokens bigint, input_image_tokens bigint,
-            output_image_tokens bigint, units jsonb, fidelity text, raw_usage text,
-            cost_usd numeric, cost_upstream_usd numeric, cost_source text, price_version text,
-            unpriced_reason text, recosted_at timestamptz, key_fingerprint text,
-            attribution jsonb, trace_id text, span_id text
-        )
-    ),
-    fresh as (
+    with fresh as (
         insert into taffrail.api_usage_logs (
             id, day, started_at, instance, namespace, pod, provider, operation, method, route,
             model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
@@ -278,10 +312,10 @@ begin
             run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
             cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
             reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
-            output_image_tokens, units, fidelity, raw_usage, cost_usd, cost_upstream_usd,
+            output_image_tokens, units, fidelity, raw_usage::json, cost_usd, cost_upstream_usd,
             cost_source, price_version, unpriced_reason, recosted_at, key_fingerprint,
-            attribution, trace_id, span_id
-        from rows
+            coalesce(attribution, '{}'), trace_id, span_id
+        from unnest(incoming)
         order by day, id
         on conflict (id, day) do nothing
         returning
@@ -302,7 +336,8 @@ begin
             sum(cache_write_5m_tokens), sum(cache_write_1h_tokens), sum(cache_write_tokens),
             sum(output_tokens), sum(reasoning_tokens), sum(input_audio_tokens),
             sum(output_audio_tokens), sum(input_image_tokens), sum(output_image_tokens),
-            taffrail.sum_units(units)
+            -- Added to nothing, so that a quantity that is no number is refused with its row.
+            taffrail.add_units('{}', taffrail.sum_units(units))
         from fresh
         cross join (values ('hour'), ('day')) as span (granularity)
         group by 1, 2, 3, 4, 5, 6, 7, 8, 9
@@ -418,7 +453,10 @@ CREATE TABLE taffrail.api_usage_aggregates (
     input_image_tokens numeric,
     output_image_tokens numeric,
     units jsonb,
-    CONSTRAINT api_usage_aggregates_granularity_check CHECK ((granularity = ANY (ARRAY['hour'::text, 'day'::text])))
+    CONSTRAINT api_usage_aggregates_granularity_check CHECK ((granularity = ANY (ARRAY['hour'::text, 'day'::text]))),
+    CONSTRAINT cost_upstream_usd_is_finite CHECK (((cost_upstream_usd > '-Infinity'::numeric) AND (cost_upstream_usd < 'Infinity'::numeric))),
+    CONSTRAINT cost_usd_is_finite CHECK (((cost_usd > '-Infinity'::numeric) AND (cost_usd < 'Infinity'::numeric))),
+    CONSTRAINT units_are_finite CHECK ((NOT (units @? '$.*?((@ == "NaN" || @ == "Infinity") || @ == "-Infinity")'::jsonpath)))
 )
 WITH (fillfactor='70');
 
@@ -477,9 +515,10 @@ COMMENT ON COLUMN taffrail.api_usage_aggregates.output_image_tokens IS 'See inpu
 COMMENT ON COLUMN taffrail.api_usage_aggregates.units IS 'The sums of the other quantities, by unit. Decimals as strings.';
 
 CREATE FUNCTION taffrail.upsert_usage_aggregate(VARIADIC buckets taffrail.api_usage_aggregates[]) RETURNS void
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
     AS $$
+begin
     insert into taffrail.api_usage_aggregates as sums (
         granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
         shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
@@ -512,7 +551,8 @@ CREATE FUNCTION taffrail.upsert_usage_aggregate(VARIADIC buckets taffrail.api_us
         output_audio_tokens = coalesce(sums.output_audio_tokens + excluded.output_audio_tokens, sums.output_audio_tokens, excluded.output_audio_tokens),
         input_image_tokens = coalesce(sums.input_image_tokens + excluded.input_image_tokens, sums.input_image_tokens, excluded.input_image_tokens),
         output_image_tokens = coalesce(sums.output_image_tokens + excluded.output_image_tokens, sums.output_image_tokens, excluded.output_image_tokens),
-        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units)
+        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units);
+end
 $$;
 
 COMMENT ON FUNCTION taffrail.upsert_usage_aggregate(VARIADIC buckets taffrail.api_usage_aggregates[]) IS 'Adds to buckets, each atomically and in the order of the key. The buckets must differ in their keys.';

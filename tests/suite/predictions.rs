@@ -1,5 +1,6 @@
 //! Replicate's predictions through the proxy: one row each, whoever asks and however often.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
@@ -10,12 +11,13 @@ use taffrail::usage::Unit;
 
 use crate::golden::fixtures;
 use crate::support::binary::{Home, Server};
-use crate::support::http::ask;
+use crate::support::http::{Seen, ask};
 use crate::support::sidecar::{Setup, Sidecar, route};
 use crate::support::vendor::{Reply, Vendor};
 
 const MODEL: &str = "meta/meta-llama-3-8b-instruct";
 const JOB: &str = "gm3qorzdhgbfurvjtvhg6dckhu";
+const AUTHORIZATION: &str = "authorization: Bearer r8_canary0123456789";
 
 /// What a fixture's response has for a body.
 fn body(case: &str) -> String {
@@ -40,19 +42,22 @@ async fn sidecar(answers: Vec<String>) -> (Vendor, Sidecar) {
     (vendor, sidecar)
 }
 
-async fn create(sidecar: &Sidecar) {
+/// Creates a prediction through the proxy at that address, with a header line more.
+async fn create(proxy: SocketAddr, header: &str) -> Seen {
     let body = r#"{"input":{"prompt":"Say hi."}}"#;
     let request = format!(
-        "POST /replicate/v1/models/{MODEL}/predictions HTTP/1.1\r\nhost: a\r\n\
+        "POST /replicate/v1/models/{MODEL}/predictions HTTP/1.1\r\nhost: a\r\n{header}\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    assert_eq!(ask(sidecar.address, request.as_bytes()).await.status, 200);
+    let seen = ask(proxy, request.as_bytes()).await;
+    assert_eq!(seen.status, 200);
+    seen
 }
 
-async fn poll(sidecar: &Sidecar) {
+async fn poll(proxy: SocketAddr) {
     let request = format!("GET /replicate/v1/predictions/{JOB} HTTP/1.1\r\nhost: a\r\n\r\n");
-    assert_eq!(ask(sidecar.address, request.as_bytes()).await.status, 200);
+    assert_eq!(ask(proxy, request.as_bytes()).await.status, 200);
 }
 
 /// 39 × 0.05 + 149 × 0.25 dollars for a million.
@@ -81,12 +86,12 @@ async fn a_prediction_makes_one_row_however_often_it_is_asked_for() {
         body("create-wait-succeeded"),
     ])
     .await;
-    create(&sidecar).await;
+    create(sidecar.address, AUTHORIZATION).await;
     for _ in 0..4 {
-        poll(&sidecar).await;
+        poll(sidecar.address).await;
     }
     // Held until its end, a create makes its row at once, and no more rows are before it.
-    create(&sidecar).await;
+    create(sidecar.address, AUTHORIZATION).await;
     let records = sidecar.records(2).await;
     for record in &records {
         assert_settled(record);
@@ -105,8 +110,8 @@ async fn what_has_no_name_of_its_own_costs_what_was_asked_for() {
         internal("get-succeeded-tokens"),
     ])
     .await;
-    create(&sidecar).await;
-    poll(&sidecar).await;
+    create(sidecar.address, AUTHORIZATION).await;
+    poll(sidecar.address).await;
     let records = sidecar.records(1).await;
     assert_settled(&records[0]);
     assert_eq!(records[0].model_served, None);
@@ -119,8 +124,8 @@ async fn metrics_that_come_after_the_end_are_waited_for() {
         body("get-succeeded-tokens"),
     ])
     .await;
-    create(&sidecar).await;
-    poll(&sidecar).await;
+    create(sidecar.address, AUTHORIZATION).await;
+    poll(sidecar.address).await;
     let records = sidecar.records(1).await;
     assert_settled(&records[0]);
 }
@@ -138,13 +143,7 @@ async fn created_with(setting: Option<(&str, &str)>) -> (Value, Value, Vendor, (
         home.set(key, value);
     }
     let server = home.start().await;
-    let body = r#"{"input":{"prompt":"Say hi."}}"#;
-    let request = format!(
-        "POST /replicate/v1/models/{MODEL}/predictions HTTP/1.1\r\nhost: a\r\n\
-         accept-encoding: gzip\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let seen = ask(server.proxy, request.as_bytes()).await;
+    let seen = create(server.proxy, "accept-encoding: gzip").await;
     let seen = serde_json::from_slice(&seen.body).unwrap();
     (told, seen, vendor, (home, server))
 }
@@ -222,29 +221,12 @@ async fn binary(create: &str, then: &str, settings: &[(&str, &str)]) -> (Vendor,
     (vendor, home)
 }
 
-const KEY: &str = "Bearer r8_canary0123456789";
-
-async fn create_at(server: &Server) {
-    let body = r#"{"input":{"prompt":"Say hi."}}"#;
-    let request = format!(
-        "POST /replicate/v1/models/{MODEL}/predictions HTTP/1.1\r\nhost: a\r\nauthorization: {KEY}\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    assert_eq!(ask(server.proxy, request.as_bytes()).await.status, 200);
-}
-
-async fn poll_at(server: &Server) {
-    let request = format!("GET /replicate/v1/predictions/{JOB} HTTP/1.1\r\nhost: a\r\n\r\n");
-    assert_eq!(ask(server.proxy, request.as_bytes()).await.status, 200);
-}
-
 #[tokio::test]
 async fn a_job_that_nobody_asks_for_is_asked_for_with_the_key_of_its_submit() {
     let settings = [("JOBS__FOLLOWUP_AFTER", "1s"), ("LOG__LEVEL", "trace")];
     let (vendor, home) = binary("create-model", "get-succeeded-tokens", &settings).await;
     let server = home.start().await;
-    create_at(&server).await;
+    create(server.proxy, AUTHORIZATION).await;
     server.stored(1).await;
     let log = server.stop().await;
     let rows = home.logs().await;
@@ -255,7 +237,10 @@ async fn a_job_that_nobody_asks_for_is_asked_for_with_the_key_of_its_submit() {
     let asked = vendor.asked();
     assert_eq!(asked.len(), 2);
     assert_eq!(asked[1].target, format!("/v1/predictions/{JOB}"));
-    assert_eq!(asked[1].header("authorization"), Some(KEY));
+    assert_eq!(
+        asked[1].header("authorization"),
+        AUTHORIZATION.split_once(": ").map(|(_, key)| key)
+    );
     // The key was in memory alone.
     assert!(!log.contains("canary"), "{log}");
     for (path, bytes) in home.files() {
@@ -268,11 +253,11 @@ async fn a_job_that_nobody_asks_for_is_asked_for_with_the_key_of_its_submit() {
 async fn a_job_survives_the_death_of_the_process() {
     let (_vendor, home) = binary("create-model", "get-succeeded-tokens", &[]).await;
     let server = home.start().await;
-    create_at(&server).await;
+    create(server.proxy, AUTHORIZATION).await;
     server.process.kill().await;
     let server = home.start().await;
-    poll_at(&server).await;
-    poll_at(&server).await;
+    poll(server.proxy).await;
+    poll(server.proxy).await;
     server.stored(1).await;
     server.stop().await;
     let rows = home.logs().await;
@@ -293,7 +278,7 @@ async fn a_job_whose_end_is_never_seen_is_unresolved_at_the_deadline() {
     ];
     let (_vendor, home) = binary("create-model", "get-processing", &settings).await;
     let server = home.start().await;
-    create_at(&server).await;
+    create(server.proxy, AUTHORIZATION).await;
     server.stored(1).await;
     server.stop().await;
     let rows = home.logs().await;
