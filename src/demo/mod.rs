@@ -390,8 +390,10 @@ impl Demo {
 fn verdict(counts: &Counts, differences: &[String]) -> String {
     if differences.is_empty() {
         return format!(
-            "The clients counted the same: {} requests, token for token.",
-            counts.requests()
+            "The clients counted the same: {} requests, token for token and unit for unit.\n\
+             Jobs count once, however often they were asked for: {} times.",
+            counts.requests(),
+            counts.polls
         );
     }
     format!(

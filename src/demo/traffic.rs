@@ -511,8 +511,10 @@ pub struct Key {
 /// What the clients counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// The sums.
+    /// The sums, to which a job counts once.
     pub tallies: BTreeMap<Key, Tally>,
+    /// How often a job was asked for.
+    pub polls: u64,
     /// Requests that became something else than was foreseen.
     pub surprises: Vec<String>,
 }
@@ -527,6 +529,7 @@ impl Counts {
         for (key, tally) in other.tallies {
             self.tallies.entry(key).or_default().add(&tally);
         }
+        self.polls += other.polls;
         self.surprises.extend(other.surprises);
     }
 
@@ -617,7 +620,8 @@ impl Client {
                 counts.surprises.push(format!("no plan for {number}"));
                 continue;
             };
-            let seen = match tokio::time::timeout(ANSWER_TIMEOUT, self.perform(&plan)).await {
+            let performed = self.perform(&plan, &mut counts.polls);
+            let seen = match tokio::time::timeout(ANSWER_TIMEOUT, performed).await {
                 Ok(seen) => seen,
                 Err(_) => Err(anyhow::anyhow!("no end after {ANSWER_TIMEOUT:?}")),
             };
@@ -626,18 +630,25 @@ impl Client {
     }
 
     /// Sends the request, and follows the job that the answer tells of, if it is one.
-    async fn perform(&mut self, plan: &Plan) -> anyhow::Result<Seen> {
+    async fn perform(&mut self, plan: &Plan, polls: &mut u64) -> anyhow::Result<Seen> {
         let is_job = plan.shape == Shape::Job;
         let drops = plan.gives_up && !is_job;
         let (seen, body) = self.exchange(plan.request(self.proxy)?, drops).await?;
         match seen {
-            Seen::Ended(status) if is_job && status.is_success() => self.follow(plan, body).await,
+            Seen::Ended(status) if is_job && status.is_success() => {
+                self.follow(plan, body, polls).await
+            }
             _ => Ok(seen),
         }
     }
 
     /// Asks how a job is until it has ended, at the URLs that the answers name.
-    async fn follow(&mut self, plan: &Plan, mut answer: Vec<u8>) -> anyhow::Result<Seen> {
+    async fn follow(
+        &mut self,
+        plan: &Plan,
+        mut answer: Vec<u8>,
+        all_polls: &mut u64,
+    ) -> anyhow::Result<Seen> {
         let mut polls = 0;
         loop {
             let poll = match Told::read(plan.vendor, &answer)? {
@@ -657,6 +668,7 @@ impl Client {
             };
             tokio::time::sleep(POLL_INTERVAL).await;
             polls += 1;
+            *all_polls += 1;
             let request = self.follow_up(plan, Method::GET, &poll)?;
             (_, answer) = self.exchange(request, false).await?;
         }

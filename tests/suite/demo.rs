@@ -203,7 +203,7 @@ async fn the_demo_reports_what_its_clients_counted_and_suggests_what_works() {
     );
     assert_eq!(reported(&shell(&usage).await), expected(&counts));
 
-    // Each job is one row, with its price or with the reason why it has none.
+    // Each job is one row, however often it was asked for, with its price or with the reason why it has none.
     let config = config.display();
     let logs = format!("{program} logs --all --format json --config {config}");
     let time = "meta/meta-llama-3-70b-instruct";
@@ -219,6 +219,7 @@ async fn the_demo_reports_what_its_clients_counted_and_suggests_what_works() {
         (row, reason.to_owned())
     });
     assert_eq!(unpriced(&shell(&logs).await), Reasons::from(reasons));
+    assert!(counts.polls > 0);
 
     let mut table = Vec::new();
     demo.report(&mut table).await.unwrap();

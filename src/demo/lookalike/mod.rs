@@ -123,7 +123,7 @@ pub enum Case {
     /// An error after a good beginning: in the middle of a stream that began with 200, or of a
     /// job that was accepted.
     ErrorInStream,
-    /// The connection breaks in the middle of the answer.
+    /// The connection breaks in the middle of the answer; Replicate and fal serve well.
     Truncated,
 }
 
