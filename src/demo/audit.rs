@@ -127,6 +127,7 @@ mod tests {
         };
         Counts {
             tallies: BTreeMap::from([(key, tally)]),
+            polls: 0,
             surprises: Vec::new(),
         }
     }

@@ -203,7 +203,8 @@ async fn the_demo_reports_what_its_clients_counted_and_suggests_what_works() {
     );
     assert_eq!(reported(&shell(&usage).await), expected(&counts));
 
-    // Each job is one row, however often it was asked for, with its price or with the reason why it has none.
+    // Each job is one row, however often it was asked for, with its price or with the reason why
+    // it has none.
     let config = config.display();
     let logs = format!("{program} logs --all --format json --config {config}");
     let time = "meta/meta-llama-3-70b-instruct";
@@ -296,6 +297,7 @@ async fn a_demo_that_ends_by_itself_leaves_a_report_and_nothing_else() {
         "{stdout}"
     );
     assert!(stdout.contains("The clients counted the same"), "{stdout}");
+    assert!(stdout.contains("Jobs count once"), "{stdout}");
     assert!(
         stderr.contains("the proxy listens on another port"),
         "{stderr}"
