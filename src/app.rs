@@ -18,6 +18,7 @@ use crate::caller::Instance;
 use crate::clock;
 use crate::config::{Config, Role};
 use crate::exporter::housekeeping::keep_house;
+use crate::exporter::jobs::record_overdue;
 use crate::exporter::schedule::{Schedule, Task};
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
@@ -27,13 +28,16 @@ use crate::price::PriceBook;
 use crate::provider;
 use crate::proxy::follow_up;
 use crate::proxy::job_urls::Place;
-use crate::proxy::jobs::Jobs;
+use crate::proxy::jobs::{self, Jobs};
 use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
 use crate::store::Store;
 use crate::store::drain::{Drain, Event, Shipped};
 
 /// How long the last shipment may take once the process is told to hurry.
 const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
+
+/// When jobs whose processes are gone are looked for: every minute.
+const OVERDUE_JOBS_CRON: &str = "30 * * * * *";
 
 /// A running server.
 pub struct App {
@@ -84,11 +88,19 @@ impl App {
         let traffic = match proxy_listener {
             None => None,
             Some(listener) => Some(Traffic::start(
-                config, listener, routes, prices, &metrics, &store,
+                config,
+                listener,
+                routes,
+                prices.clone(),
+                &metrics,
+                &store,
             )?),
         };
         let schedule = match config.role {
-            Role::All | Role::Exporter => Some(Schedule::start(tasks(config, &store), &metrics)?),
+            Role::All | Role::Exporter => {
+                let tasks = tasks(config, &store, &prices, &metrics);
+                Some(Schedule::start(tasks, &metrics)?)
+            }
             Role::Sidecar => None,
         };
         let ready = Arc::new(AtomicBool::new(true));
@@ -179,7 +191,9 @@ struct Traffic {
     journal: Arc<Journal>,
     draining: CancellationToken,
     drain: JoinHandle<()>,
+    jobs: Arc<Jobs>,
     following_up: JoinHandle<()>,
+    exchanging: JoinHandle<()>,
 }
 
 impl Traffic {
@@ -236,14 +250,17 @@ impl Traffic {
             tls,
         };
         let proxy = Proxy::start(listener, parts)?;
-        let following_up = tokio::spawn(follow_up::attend(jobs, proxy.address()));
+        let following_up = tokio::spawn(follow_up::attend(jobs.clone(), proxy.address()));
+        let exchanging = tokio::spawn(jobs::attend(jobs.clone(), store.clone()));
         Ok(Traffic {
             proxy,
             grace: config.proxy.shutdown_grace,
             journal,
             draining,
             drain,
+            jobs,
             following_up,
+            exchanging,
         })
     }
 
@@ -256,12 +273,19 @@ impl Traffic {
     ) -> anyhow::Result<()> {
         self.proxy.stop(self.grace, hurried.cancelled()).await;
         self.following_up.abort();
+        self.exchanging.abort();
         ready.store(false, Ordering::Relaxed);
         let journal = self.journal.clone();
         let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
         self.draining.cancel();
         let shipped = async {
-            self.drain.await?;
+            // The disk may not outlive the process: other processes shall know of its jobs.
+            let told = self.jobs.exchange(store, Duration::ZERO);
+            let (told, drained) = tokio::join!(told, self.drain);
+            if let Err(error) = told {
+                tracing::warn!(%error, "jobs wait in the journal for the next start");
+            }
+            drained?;
             store.close().await;
             anyhow::Ok(())
         };
@@ -282,17 +306,33 @@ impl Traffic {
 }
 
 /// What the exporter does by the clock.
-fn tasks(config: &Config, store: &Store) -> Vec<Task> {
-    let (store, retention) = (store.clone(), Arc::new(config.retention.clone()));
+fn tasks(
+    config: &Config,
+    store: &Store,
+    prices: &Arc<PriceBook>,
+    metrics: &Arc<Metrics>,
+) -> Vec<Task> {
+    let (of_house, retention) = (store.clone(), Arc::new(config.retention.clone()));
     let housekeeping = Task {
         name: "housekeeping",
         cron: config.schedule.housekeeping.clone(),
         run: Box::new(move || {
-            let (store, retention) = (store.clone(), retention.clone());
+            let (store, retention) = (of_house.clone(), retention.clone());
             Box::pin(async move { Ok(keep_house(&store, &retention).await?) })
         }),
     };
-    vec![housekeeping]
+    let (store, config) = (store.clone(), Arc::new(config.jobs.clone()));
+    let (prices, metrics) = (prices.clone(), metrics.clone());
+    let overdue_jobs = Task {
+        name: "overdue_jobs",
+        cron: OVERDUE_JOBS_CRON.to_owned(),
+        run: Box::new(move || {
+            let (store, config) = (store.clone(), config.clone());
+            let (prices, metrics) = (prices.clone(), metrics.clone());
+            Box::pin(async move { Ok(record_overdue(&store, &config, &prices, &metrics).await?) })
+        }),
+    };
+    vec![housekeeping, overdue_jobs]
 }
 
 fn bind(address: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener> {

@@ -444,6 +444,7 @@ mod tests {
             ("upstream openai", Status::Fail),
             ("upstream openrouter", Status::Skip),
             ("upstream replicate", Status::Skip),
+            ("upstream replicate-stream", Status::Skip),
         ];
         assert_eq!(
             failed,

@@ -78,7 +78,8 @@ create type taffrail.incoming_usage as (
 );
 comment on type taffrail.incoming_usage is 'A row of api_usage_logs on its way in: raw_usage is still text.';
 
--- Inserts the rows whose id is new, and adds exactly those to the sums, in one transaction.
+-- Inserts the rows whose id is new, and adds exactly those to the sums, in one transaction. A job
+-- has one row: that of another id for a job that has its row is not inserted.
 -- Takes a JSON array of rows as `taffrail logs --format json` prints them, but for raw_usage,
 -- which is its text, so that what a provider wrote is never decoded. Columns that are missing
 -- are null and unknown ones are passed over: versions of the program may differ.
@@ -89,17 +90,45 @@ set search_path = pg_catalog, taffrail, pg_temp
 as $$
 declare
     incoming taffrail.incoming_usage[];
+    jobs taffrail.incoming_usage[];
+    refused uuid[];
     days date[];
     buckets taffrail.api_usage_aggregates[];
     inserted bigint;
 begin
     -- Read once: the days must have their locks and partitions before the insertion starts.
-    select array_agg(rows), array_agg(distinct day order by day) into incoming, days
+    -- The calls that only ask for a job have rows of their own, if any.
+    select
+        array_agg(rows), array_agg(distinct day order by day),
+        array_agg(rows) filter (where job_id is not null and operation <> 'control')
+    into incoming, days, jobs
     from json_populate_recordset(null::taffrail.incoming_usage, batch::json) as rows;
     -- A rebuild of the sums of a day, its end and the rows that arrive for it take turns.
     perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
     from unnest(days) as wanted;
     perform taffrail.ensure_partition(wanted) from unnest(days) as wanted;
+    if jobs is not null then
+        with gate as (
+            insert into taffrail.api_jobs as known (provider, job_id, id, recorded_at, updated_at)
+            select distinct on (provider, job_id) provider, job_id, id, now(), now()
+            from unnest(jobs)
+            -- Always in the order of the key, as exchange_jobs() takes it.
+            order by provider, job_id, id
+            on conflict (provider, job_id) do update set
+                id = case when known.recorded_at is null then excluded.id else known.id end,
+                submit_half = null,
+                end_half = null,
+                recorded_at = coalesce(known.recorded_at, excluded.recorded_at),
+                updated_at = excluded.updated_at
+            returning provider, job_id, id
+        )
+        select array_agg(id) into refused
+        from (
+            select provider, job_id, id from unnest(jobs)
+            except
+            select provider, job_id, id from gate
+        ) as beyond;
+    end if;
     with fresh as (
         insert into taffrail.api_usage_logs (
             id, day, started_at, instance, namespace, pod, provider, operation, method, route,
@@ -125,6 +154,7 @@ begin
             cost_source, price_version, unpriced_reason, recosted_at, key_fingerprint,
             coalesce(attribution, '{}'), trace_id, span_id
         from unnest(incoming)
+        where refused is null or id <> all (refused)
         order by day, id
         on conflict (id, day) do nothing
         returning
@@ -161,6 +191,102 @@ end
 $$;
 comment on function taffrail.record_usage(text) is
     'Inserts the rows of a JSON array whose id is new, adds exactly those to the sums, and returns how many they were.';
+
+-- Takes in what a process knows of jobs, and answers what is known of those that it asks for.
+-- Takes a JSON array of objects, one for each provider and job_id, with either half as text, or
+-- none to ask only:
+--   {"provider", "job_id", "id", "submitted_at", "submit_half"}
+--   {"provider", "job_id", "id", "ended_at", "is_settled", "end_half"}
+--   {"provider", "job_id"}
+-- Returns a JSON array: {"provider", "job_id", "is_recorded", "end_half"} for each job that was not
+-- told the end of and that has its row, or whose end another process has seen.
+create function taffrail.exchange_jobs(batch text) returns text
+language plpgsql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+begin
+    insert into taffrail.api_jobs as known (
+        provider, job_id, id, submitted_at, ended_at, is_settled, submit_half, end_half, updated_at
+    )
+    select distinct on (provider, job_id)
+        provider, job_id, id, submitted_at, ended_at, coalesce(is_settled, false),
+        submit_half::json, end_half::json, now()
+    from json_to_recordset(batch::json) as told (
+        provider text, job_id text, id uuid, submitted_at timestamptz, ended_at timestamptz,
+        is_settled boolean, submit_half text, end_half text
+    )
+    where submit_half is not null or end_half is not null
+    -- Always in the order of the key, as record_usage() takes it.
+    order by provider, job_id
+    on conflict (provider, job_id) do update set
+        id = case when excluded.submit_half is null then known.id else excluded.id end,
+        submitted_at = coalesce(excluded.submitted_at, known.submitted_at),
+        submit_half = coalesce(excluded.submit_half, known.submit_half),
+        ended_at = coalesce(known.ended_at, excluded.ended_at),
+        is_settled = known.is_settled or excluded.is_settled,
+        end_half = coalesce(excluded.end_half, known.end_half),
+        updated_at = excluded.updated_at
+    where known.recorded_at is null
+        and case when excluded.end_half is null
+            then known.submit_half is null
+            else known.end_half is null or (excluded.is_settled and not known.is_settled)
+        end;
+    return (
+        select coalesce(json_agg(json_build_object(
+            'provider', provider,
+            'job_id', job_id,
+            'is_recorded', recorded_at is not null,
+            'end_half', job.end_half::text
+        )), '[]')
+        from json_to_recordset(batch::json) as told (provider text, job_id text, end_half text)
+        join taffrail.api_jobs as job using (provider, job_id)
+        where told.end_half is null and (recorded_at is not null or job.end_half is not null)
+    );
+end
+$$;
+comment on function taffrail.exchange_jobs(text) is
+    'Takes in the halves of jobs that a process knows, and returns what others know of the jobs that it names.';
+
+-- The jobs without a row whose last half has waited for the other one, or for an end, for too long,
+-- oldest first: a JSON array of {"submit_half", "end_half"}, as text or null.
+create function taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) returns text
+language sql stable security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    select coalesce(json_agg(json_build_object(
+        'submit_half', submit_half::text, 'end_half', end_half::text
+    ) order by updated_at), '[]')::text
+    from (
+        select submit_half, end_half, updated_at
+        from taffrail.api_jobs
+        where recorded_at is null
+            and updated_at <= now() - grace
+            and (end_half is not null or submitted_at <= now() - deadline)
+        order by updated_at
+        limit rows_max
+    ) as overdue
+$$;
+comment on function taffrail.overdue_jobs(interval, interval, integer) is
+    'The halves of jobs that have no row and wait in vain for the other half or an end.';
+
+-- Forgets jobs that got their row before a day, at most that many at a time; returns how many.
+create function taffrail.drop_jobs(before date, rows_max integer) returns bigint
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    with dropped as (
+        delete from taffrail.api_jobs
+        where ctid = any (array(
+            select ctid from taffrail.api_jobs
+            where recorded_at < before::timestamp at time zone 'UTC'
+            limit rows_max
+            for update skip locked
+        ))
+        returning 1
+    )
+    select count(*) from dropped
+$$;
+comment on function taffrail.drop_jobs(date, integer) is 'Forgets jobs that got their row before a day, some at a time; returns how many.';
 
 -- Makes the sums of the days from..to (without the last) anew from their rows, day by day, each
 -- exact and beside live writes. Returns how many buckets there are now.

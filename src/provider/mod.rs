@@ -24,15 +24,13 @@ mod route;
 mod source;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderName;
 
-use crate::fault::Outcome;
-use crate::money::Usd;
-use crate::record::{Fidelity, Operation};
-use crate::usage::Usage;
+use crate::record::Operation;
 use crate::wire::json::{Path, Selector, Step, Want};
+
+pub use crate::record::{JobStage, JobView, Part, Report, StatedCost};
 
 /// The head of a request, as it goes to the provider.
 #[derive(Debug, Clone, Copy)]
@@ -139,88 +137,6 @@ pub enum End {
     Cancelled,
     /// The provider fell silent for longer than the limit.
     TimedOut,
-}
-
-/// A model and what it consumed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Part {
-    /// The model; `None` means the call's own.
-    pub model: Option<String>,
-    /// What it consumed.
-    pub usage: Usage,
-}
-
-/// A cost that the provider stated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StatedCost {
-    /// To all parties together.
-    pub total: Usd,
-    /// The part that another party bills, as with bring-your-own-key.
-    pub upstream: Option<Usd>,
-}
-
-/// What a response said, once it ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// How it ended: from status, body and in-stream errors, else from the [`End`]. A client
-    /// that leaves after the provider's end mark (`[DONE]`, `message_stop`, a whole JSON body)
-    /// has cancelled nothing, so the caller has nothing to override.
-    pub outcome: Outcome,
-    /// The provider's error code or type.
-    pub error_code: Option<String>,
-    /// The provider's error message, scrubbed.
-    pub error_message: Option<String>,
-    /// The provider's own word for why the answer ended.
-    pub finish_reason: Option<String>,
-    /// The model that answered.
-    pub model_served: Option<String>,
-    /// The party behind a router.
-    pub upstream_provider: Option<String>,
-    /// The tier that is billed.
-    pub service_tier: Option<String>,
-    /// A region that changes the price (`us`).
-    pub region: Option<String>,
-    /// The provider's id of the request or generation.
-    pub provider_request_id: Option<String>,
-    /// The consumption, in disjoint units; none of the parts is empty. Each is priced by itself,
-    /// and several may be of one model: a long context is dearer for each, not for their sum.
-    pub parts: Vec<Part>,
-    /// The cost, if stated.
-    pub stated_cost: Option<StatedCost>,
-    /// The provider's own usage object, as JSON text.
-    pub raw_usage: Option<String>,
-    /// How far the usage can be trusted. An HTTP error, a control call and a job that was merely
-    /// accepted owe none: they are complete without parts.
-    pub fidelity: Fidelity,
-    /// Whether a quantity was inferred by us instead of being stated.
-    pub estimated: bool,
-    /// The job that the response is about, if it is about one.
-    pub job: Option<JobView>,
-}
-
-/// What a response tells of an asynchronous job. Outcome, usage and the rest of its [`Report`]
-/// are then the job's, as far as this view knows them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobView {
-    /// The provider's id of the job.
-    pub id: String,
-    /// How far it is.
-    pub stage: JobStage,
-    /// Its time in the provider's queue, if stated.
-    pub queue: Option<Duration>,
-    /// Its time running, if stated.
-    pub run: Option<Duration>,
-}
-
-/// How far a job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum JobStage {
-    /// It waits or runs.
-    Open,
-    /// It has ended; what it consumed another view tells.
-    Ended,
-    /// It has ended, and this view tells all that will be told of it.
-    Settled,
 }
 
 /// Meters one response. Cannot fail: what it cannot read it reports as such.

@@ -342,6 +342,7 @@ impl Open {
                 first_byte_us: record.first_byte_us,
                 overhead_us: record.overhead_us,
                 image_variant: facts.image_variant,
+                end: None,
             }),
             ..self.intent()
         }
@@ -372,7 +373,7 @@ impl Open {
                     books.ledger.count(&record);
                 }
                 if let (Some(JobCall::Follow(_)), Some(seen)) = (job, seen) {
-                    books.jobs.see(&record.provider, seen.view, seen.report);
+                    books.jobs.see(&record, seen.view, seen.report);
                 }
             }
         }

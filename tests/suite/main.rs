@@ -21,6 +21,7 @@ mod exposition;
 mod fal;
 mod golden;
 mod housekeeping;
+mod jobs;
 mod journal;
 mod layering;
 mod limits;

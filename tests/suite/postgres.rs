@@ -475,7 +475,17 @@ async fn many_may_migrate_at_once_and_each_role_has_its_rights_alone() {
             "select count(*) from taffrail.api_provider_balances",
             [false, true, true],
         ),
-        ("select taffrail.record_usage('[]')", [true, false, false]),
+        ("select count(*) from taffrail.api_jobs", [false; 3]),
+        ("select taffrail.record_usage('[]')", [true, true, false]),
+        ("select taffrail.exchange_jobs('[]')", [true, false, false]),
+        (
+            "select taffrail.overdue_jobs('1 h', '1 h', 1)",
+            [false, true, false],
+        ),
+        (
+            "select taffrail.drop_jobs('2000-01-01', 1)",
+            [false, true, false],
+        ),
         ("select taffrail.schema_version()", [true, true, true]),
         (
             "select taffrail.backfill_usage_aggregates('2026-11-23', '2026-11-24')",
