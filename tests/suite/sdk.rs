@@ -248,8 +248,9 @@ async fn the_sdks_get_what_they_ask_for_and_the_rows_say_what_they_were_told() {
     let mut lookalikes = Vec::new();
     for vendor in Likeness::ALL {
         let lookalike = LookAlike::start(vendor).await.unwrap();
-        let (name, upstream) = (vendor.name(), lookalike.upstream());
-        config += &format!("[providers.{name}]\nupstream = \"{upstream}\"\n");
+        for (route, upstream) in lookalike.upstreams() {
+            config += &format!("[providers.{route}]\nupstream = \"{upstream}\"\n");
+        }
         lookalikes.push(lookalike);
     }
     let home = home(&config);
