@@ -29,7 +29,10 @@ use crate::provider;
 use crate::proxy::follow_up;
 use crate::proxy::job_urls::Place;
 use crate::proxy::jobs::{self, Jobs};
-use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
+use crate::proxy::{
+    self, Authority, Proxy, ProxyParts, Route, Routes, ServerTls, TlsListener, Upstream,
+    descriptors, tls_config,
+};
 use crate::store::Store;
 use crate::store::drain::{Drain, Event, Shipped};
 
@@ -79,17 +82,28 @@ impl App {
             Role::All | Role::Sidecar => Some(bind(config.proxy.listen, "proxy.listen")?),
             Role::Exporter => None,
         };
+        let tls_listener = match config.proxy.tls_listen {
+            Some(address) if proxy_listener.is_some() => Some(bind(address, "proxy.tls_listen")?),
+            _ => None,
+        };
         let admin_listener = bind(config.admin.listen, "admin.listen")?;
         let admin_address = admin_listener.local_addr()?;
         if proxy_listener.is_some() {
             provide_descriptors(config.proxy.connections_max);
         }
         let store = Store::lazy(&config.store)?;
+        let tls_listener = match tls_listener {
+            None => None,
+            Some(listener) => Some(TlsListener {
+                listener,
+                tls: server_tls(&config.proxy)?,
+            }),
+        };
         let traffic = match proxy_listener {
             None => None,
             Some(listener) => Some(Traffic::start(
                 config,
-                listener,
+                (listener, tls_listener),
                 routes,
                 prices.clone(),
                 &metrics,
@@ -131,6 +145,13 @@ impl App {
     /// The proxy's address, if this role has one.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
         self.traffic.as_ref().map(|traffic| traffic.proxy.address())
+    }
+
+    /// The proxy's address for TLS, if it has one.
+    pub fn proxy_tls_address(&self) -> Option<SocketAddr> {
+        self.traffic
+            .as_ref()
+            .and_then(|traffic| traffic.proxy.tls_address())
     }
 
     /// The admin listener's address.
@@ -199,7 +220,7 @@ struct Traffic {
 impl Traffic {
     fn start(
         config: &Config,
-        listener: std::net::TcpListener,
+        (listener, tls_listener): (std::net::TcpListener, Option<TlsListener>),
         routes: Routes,
         prices: Arc<PriceBook>,
         metrics: &Arc<Metrics>,
@@ -248,6 +269,7 @@ impl Traffic {
             instance,
             jobs: jobs.clone(),
             tls,
+            tls_listener,
         };
         let proxy = Proxy::start(listener, parts)?;
         let following_up = tokio::spawn(follow_up::attend(jobs.clone(), proxy.address()));
@@ -333,6 +355,39 @@ fn tasks(
         }),
     };
     vec![housekeeping, overdue_jobs]
+}
+
+/// What applications that insist on https are shown.
+fn server_tls(config: &proxy::Config) -> anyhow::Result<ServerTls> {
+    if let (Some(certificate), Some(key)) = (&config.tls_cert_file, &config.tls_key_file) {
+        return ServerTls::from_files(certificate, key)
+            .context("cannot use proxy.tls_cert_file and proxy.tls_key_file");
+    }
+    let authority = authority(config)?;
+    tracing::info!(
+        names = authority.names().join(", "),
+        dir = %authority.dir().display(),
+        "a local authority vouches for proxy.tls_listen; `taffrail ca` prints its certificate"
+    );
+    ServerTls::from_authority(authority, clock::wall()).context("proxy.tls_listen")
+}
+
+/// The local certificate authority, which is made if it is missing.
+///
+/// # Errors
+/// When its directory cannot be read or written, or it does not hold.
+pub fn authority(config: &proxy::Config) -> anyhow::Result<Authority> {
+    let listen = config.tls_listen.map(|address| address.ip());
+    let names: Vec<String> = std::env::var("POD_NAME")
+        .into_iter()
+        .chain(host_name())
+        .chain(
+            listen
+                .filter(|ip| !ip.is_unspecified())
+                .map(|ip| ip.to_string()),
+        )
+        .collect();
+    Authority::open(&config.tls_ca_dir, &names, clock::wall()).context("proxy.tls_ca_dir")
 }
 
 fn bind(address: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener> {
@@ -432,19 +487,23 @@ pub fn price_book(overlay: Option<&Path>) -> anyhow::Result<PriceBook> {
 fn instance() -> Instance {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let pod = variable("POD_NAME");
-    let host = variable("HOSTNAME").or_else(|| {
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-        Some(name.trim().to_owned())
-    });
     Instance {
         instance: pod
             .clone()
-            .or(host)
+            .or_else(host_name)
             .unwrap_or_else(|| "unknown".to_owned())
             .into(),
         namespace: variable("POD_NAMESPACE").map(Into::into),
         pod: pod.map(Into::into),
     }
+}
+
+fn host_name() -> Option<String> {
+    let variable = std::env::var("HOSTNAME").ok();
+    variable.filter(|name| !name.is_empty()).or_else(|| {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+        Some(name.trim().to_owned())
+    })
 }
 
 /// Takes over what the last process left in the journal: its records are pending, its jobs go on,

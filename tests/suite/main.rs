@@ -46,5 +46,6 @@ mod server;
 mod store;
 mod support;
 mod tls;
+mod tls_listen;
 mod torture;
 mod wire;

@@ -144,6 +144,7 @@ impl Sidecar {
             prices,
             instance: Instance::default(),
             tls: setup.tls,
+            tls_listener: None,
         };
         let proxy = Proxy::start(listener, parts).unwrap();
         Sidecar {
