@@ -652,12 +652,11 @@ impl<C: Counts> Answer<C> {
         // What has no id or says not how far it is could not be asked for.
         self.request_id.as_ref().and(self.progress.as_ref())?;
         // Every video is a job. A response is one if it says so; where it says nothing, one that
-        // is not there yet, as whoever asks for it again takes it for one.
+        // is not there yet. That a finished one is shown again makes it none: it has its row.
         let is_job = match (self.operation, self.is_background, role) {
             (Operation::Video, ..) => true,
             (_, Some(is_background), _) => is_background,
-            (_, None, Role::Submit) => self.is_pending() && !self.is_streamed,
-            (_, None, Role::Follow) => true,
+            (_, None, _) => self.is_pending() && !self.is_streamed,
         };
         is_job.then_some(match self.has_concluded {
             true => JobStage::Settled,
