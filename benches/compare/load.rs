@@ -40,33 +40,34 @@ pub(crate) fn run(
     duration: Duration,
     begin: impl FnOnce(),
 ) -> Seen {
-    let ready = Barrier::new(connections as usize + 1);
-    let go = Barrier::new(connections as usize + 1);
+    let open = |_| {
+        let mut connection = Connection::open(address);
+        connection.ask(request, |_| {});
+        connection
+    };
+    let connected: Vec<Connection> = (0..connections).map(open).collect();
+    begin();
+    let go = Barrier::new(connected.len());
     let mut seen = Seen::default();
+    let started = clock::instant();
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..connections)
-            .map(|number| {
-                let (ready, go) = (&ready, &go);
+            .zip(connected)
+            .map(|(number, mut connection)| {
+                let go = &go;
                 scope.spawn(move || {
-                    let mut connection = Connection::open(address);
-                    connection.ask(request, |_| {});
-                    ready.wait();
                     go.wait();
                     connection.load(request, pattern, (number, connections), duration)
                 })
             })
             .collect();
-        ready.wait();
-        begin();
-        let started = clock::instant();
-        go.wait();
         for thread in threads {
             let one = thread.join().unwrap();
             seen.requests += one.requests;
             seen.delays.extend(one.delays);
         }
-        seen.elapsed = started.elapsed();
     });
+    seen.elapsed = started.elapsed();
     seen.delays.sort_unstable();
     seen
 }
@@ -83,7 +84,7 @@ pub(crate) fn open_streams(address: SocketAddr, prefix: &str, count: usize) -> V
     (0..count).map(open).collect()
 }
 
-/// Asks until the first answer, from the moment on at which nobody listens yet.
+/// Waits for a listener that is not there yet, and for its first answer.
 pub(crate) fn first_answer(address: SocketAddr, request: &[u8]) {
     let deadline = clock::instant() + Duration::from_secs(30);
     while TcpStream::connect(address).is_err() {

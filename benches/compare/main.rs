@@ -13,10 +13,9 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
+    clippy::print_stderr,
     clippy::indexing_slicing,
     clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
     reason = "a benchmark fails by panicking and tells by printing"
 )]
 
@@ -159,7 +158,6 @@ async fn compare(setting: &Setting, loads: &[Load], rounds: usize) {
     for kind in setting.kinds() {
         let mut proxy = setting.proxy(kind).await;
         proxy.start(setting).await;
-        load::first_answer(proxy.address, &Answer::Whole.request(kind.prefix()));
         proxies.push(proxy);
     }
     for load in loads {
@@ -297,7 +295,6 @@ async fn memory(setting: &Setting, rounds: usize) {
             let mut proxy = setting.proxy(kind).await;
             proxy.start(setting).await;
             let request = Answer::Whole.request(kind.prefix());
-            load::first_answer(proxy.address, &request);
             let Some((idle, _)) = proxy.resident() else {
                 break;
             };

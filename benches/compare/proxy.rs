@@ -10,9 +10,10 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::load::first_answer;
 use super::support::binary::{Home, Process, Server};
 use super::support::postgres::Cluster;
-use super::upstream::{HOST, Upstream};
+use super::upstream::{Answer, HOST, Upstream};
 
 /// The CPU of the proxies; everything else has the first one.
 const PROXY_CPU: &str = "1";
@@ -112,7 +113,6 @@ impl Setting {
     /// The kinds that can be started here.
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let is_there = |kind: &Kind| match kind {
-            // The client does not speak TLS.
             Kind::Direct => true,
             Kind::Nginx | Kind::NginxLog => self.nginx.is_some(),
             Kind::TaffrailSqlite => true,
@@ -207,7 +207,7 @@ impl Setting {
             home.set("STORE__URL", cluster.database().await.url());
         }
         if let (Kind::Baseline, Some(binary)) = (kind, &self.baseline) {
-            home.use_binary(binary);
+            home.binary.clone_from(binary);
         }
         home
     }
@@ -245,7 +245,7 @@ pub(crate) struct Proxy {
 enum How {
     Direct,
     Nginx(TempDir, Option<Nginx>),
-    Taffrail(Box<Home>, Option<Running>),
+    Taffrail(Box<Home>, Option<Box<Running>>),
 }
 
 enum Running {
@@ -268,21 +268,28 @@ impl Proxy {
         match &mut self.how {
             How::Direct => {}
             How::Nginx(dir, nginx) => *nginx = Some(setting.start_nginx(dir)),
-            How::Taffrail(home, running) => *running = Some(Running::Started(home.spawn())),
+            How::Taffrail(home, running) => {
+                *running = Some(Box::new(Running::Started(home.spawn())));
+            }
         }
     }
 
-    /// Starts the process and waits until it listens.
+    /// Starts the process and waits for its first answer.
     pub(crate) async fn start(&mut self, setting: &Setting) {
         match &mut self.how {
-            How::Taffrail(home, running) => *running = Some(Running::Ready(home.start().await)),
+            How::Taffrail(home, running) => {
+                *running = Some(Box::new(Running::Ready(home.start().await)));
+            }
             _ => self.spawn(setting),
         }
+        first_answer(self.address, &Answer::Whole.request(self.kind.prefix()));
     }
 
     /// Waits until nothing is left to do: of Taffrail, until the last row is stored.
     pub(crate) async fn rest(&self) {
-        if let How::Taffrail(_, Some(Running::Ready(server))) = &self.how {
+        if let How::Taffrail(_, Some(running)) = &self.how
+            && let Running::Ready(server) = running.as_ref()
+        {
             server.quiet().await;
         }
     }
@@ -292,7 +299,7 @@ impl Proxy {
         match &mut self.how {
             How::Direct => {}
             How::Nginx(_, nginx) => *nginx = None,
-            How::Taffrail(_, running) => match running.take() {
+            How::Taffrail(_, running) => match running.take().map(|running| *running) {
                 Some(Running::Started(process)) => drop(process.kill().await),
                 Some(Running::Ready(server)) => drop(server.stop().await),
                 None => {}
@@ -305,7 +312,7 @@ impl Proxy {
         match &self.how {
             How::Direct => None,
             How::Nginx(_, nginx) => nginx.as_ref().map(Nginx::worker),
-            How::Taffrail(_, running) => running.as_ref().map(Running::id),
+            How::Taffrail(_, running) => running.as_ref().map(|running| running.id()),
         }
     }
 

@@ -38,7 +38,8 @@ pub(crate) fn is_long() -> bool {
 /// A directory with a configuration, a journal and a store.
 pub(crate) struct Home {
     dir: TempDir,
-    binary: PathBuf,
+    /// The build that runs, an absolute path.
+    pub(crate) binary: PathBuf,
     env: BTreeMap<String, String>,
     /// What is put before the binary: a program that runs its arguments.
     wrapper: Vec<String>,
@@ -89,11 +90,6 @@ impl Home {
     /// Runs the binary through another program.
     pub(crate) fn wrap(&mut self, wrapper: &[&str]) {
         self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
-    }
-
-    /// Runs this build of the binary, an absolute path.
-    pub(crate) fn use_binary(&mut self, binary: &Path) {
-        binary.clone_into(&mut self.binary);
     }
 
     pub(crate) fn path(&self) -> &Path {
