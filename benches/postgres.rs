@@ -196,22 +196,19 @@ async fn prepare(connection: &mut PgConnection) {
     .fetch_one(&mut *connection)
     .await
     .unwrap();
-    let part = |from: &str, to: &str| {
-        let start = body.find(from).expect(from) + from.len();
-        let end = start + body[start..].find(to).expect(to);
+    let reading = {
+        let start = body
+            .find("    select array_agg(rows)")
+            .expect("the reading");
+        let end = start + body[start..].find(';').expect("its end");
         start..end
     };
-    let rows = part("with rows as materialized (", "\n    ),\n    fresh as (");
-    let days = part(
-        "select array_agg(distinct day order by day) into days\n",
-        ";",
-    );
+    // What has arrays or a table need not be collected first.
     let with = |source: &str, days_of: &str| {
         format!(
-            "{}    from {days_of}{}{source}{}",
-            &body[..days.start],
-            &body[days.end..rows.start],
-            &body[rows.end..]
+            "{}    select array_agg(distinct day order by day) into days from {days_of}{}",
+            &body[..reading.start],
+            body[reading.end..].replace("unnest(incoming)", source)
         )
     };
     let types: Vec<(String, String)> = sqlx::query_as(
@@ -238,33 +235,26 @@ async fn prepare(connection: &mut PgConnection) {
         };
         write!(parameters, "{separator}c{index} {array}").unwrap();
     }
-    let jsonb = body[rows.clone()].replace(
-        "json_to_recordset(batch::json)",
-        "jsonb_to_recordset(batch)",
+    let jsonb = body.replace(
+        "json_populate_recordset(null::taffrail.incoming_usage, batch::json)",
+        "jsonb_populate_recordset(null::taffrail.incoming_usage, batch)",
     );
+    assert_ne!(jsonb, body);
     let functions = [
-        (
-            "by_jsonb",
-            "batch jsonb",
-            with(&jsonb, "jsonb_to_recordset(batch) as rows (day date)"),
-        ),
+        ("by_jsonb", "batch jsonb", jsonb),
         (
             "by_arrays",
             parameters.as_str(),
             // A name of its own for the arrays, since the columns are named as the parameters.
             with(
-                &format!("select {cast} from unnest({arrays}) as incoming({arrays})"),
+                &format!("(select {cast} from unnest({arrays}) as incoming({arrays})) as rows"),
                 "(select unnest(c1)::date as day) as rows",
             ),
         ),
-        (
-            "by_copy",
-            "",
-            with("select * from incoming", "incoming as rows"),
-        ),
+        ("by_copy", "", with("incoming_rows", "incoming_rows")),
     ];
     raw_sql(AssertSqlSafe(format!(
-        "create temporary table incoming ({columns}) on commit delete rows"
+        "create temporary table incoming_rows ({columns}) on commit delete rows"
     )))
     .execute(&mut *connection)
     .await
@@ -341,7 +331,7 @@ async fn send(way: Way, connection: &mut PgConnection, batch: &[LogRow]) -> i64 
         }
         Way::Copy => {
             let mut copy = transaction
-                .copy_in_raw("copy incoming from stdin")
+                .copy_in_raw("copy incoming_rows from stdin")
                 .await
                 .unwrap();
             copy.send(copied(batch).into_bytes()).await.unwrap();

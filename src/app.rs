@@ -18,6 +18,7 @@ use crate::caller::Instance;
 use crate::clock;
 use crate::config::{Config, Role};
 use crate::exporter::housekeeping::keep_house;
+use crate::exporter::jobs::record_overdue;
 use crate::exporter::schedule::{Schedule, Task};
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
@@ -25,16 +26,21 @@ use crate::ledger::Ledger;
 use crate::metrics::{JournalFault, JournalReading, Metrics, Reason, Stage, process};
 use crate::price::PriceBook;
 use crate::provider;
-use crate::proxy::jobs::Jobs;
-use crate::proxy::{Proxy, ProxyParts, Route, Routes, Upstream, descriptors, tls_config};
+use crate::proxy::follow_up;
+use crate::proxy::job_urls::Place;
+use crate::proxy::jobs::{self, Jobs};
+use crate::proxy::{
+    self, Authority, Proxy, ProxyParts, Route, Routes, ServerTls, TlsListener, Upstream,
+    descriptors, tls_config,
+};
 use crate::store::Store;
 use crate::store::drain::{Drain, Event, Shipped};
 
 /// How long the last shipment may take once the process is told to hurry.
 const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
 
-/// How often open jobs are looked over.
-const JOBS_INTERVAL: Duration = Duration::from_secs(1);
+/// When jobs whose processes are gone are looked for: every minute.
+const OVERDUE_JOBS_CRON: &str = "30 * * * * *";
 
 /// A running server.
 pub struct App {
@@ -76,20 +82,39 @@ impl App {
             Role::All | Role::Sidecar => Some(bind(config.proxy.listen, "proxy.listen")?),
             Role::Exporter => None,
         };
+        let tls_listener = match config.proxy.tls_listen {
+            Some(address) if proxy_listener.is_some() => Some(bind(address, "proxy.tls_listen")?),
+            _ => None,
+        };
         let admin_listener = bind(config.admin.listen, "admin.listen")?;
         let admin_address = admin_listener.local_addr()?;
         if proxy_listener.is_some() {
             provide_descriptors(config.proxy.connections_max);
         }
         let store = Store::lazy(&config.store)?;
+        let tls_listener = match tls_listener {
+            None => None,
+            Some(listener) => Some(TlsListener {
+                listener,
+                tls: server_tls(&config.proxy)?,
+            }),
+        };
         let traffic = match proxy_listener {
             None => None,
             Some(listener) => Some(Traffic::start(
-                config, listener, routes, prices, &metrics, &store,
+                config,
+                (listener, tls_listener),
+                routes,
+                prices.clone(),
+                &metrics,
+                &store,
             )?),
         };
         let schedule = match config.role {
-            Role::All | Role::Exporter => Some(Schedule::start(tasks(config, &store), &metrics)?),
+            Role::All | Role::Exporter => {
+                let tasks = tasks(config, &store, &prices, &metrics);
+                Some(Schedule::start(tasks, &metrics)?)
+            }
             Role::Sidecar => None,
         };
         let ready = Arc::new(AtomicBool::new(true));
@@ -120,6 +145,13 @@ impl App {
     /// The proxy's address, if this role has one.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
         self.traffic.as_ref().map(|traffic| traffic.proxy.address())
+    }
+
+    /// The proxy's address for TLS, if it has one.
+    pub fn proxy_tls_address(&self) -> Option<SocketAddr> {
+        self.traffic
+            .as_ref()
+            .and_then(|traffic| traffic.proxy.tls_address())
     }
 
     /// The admin listener's address.
@@ -180,13 +212,15 @@ struct Traffic {
     journal: Arc<Journal>,
     draining: CancellationToken,
     drain: JoinHandle<()>,
-    expiring: JoinHandle<()>,
+    jobs: Arc<Jobs>,
+    following_up: JoinHandle<()>,
+    exchanging: JoinHandle<()>,
 }
 
 impl Traffic {
     fn start(
         config: &Config,
-        listener: std::net::TcpListener,
+        (listener, tls_listener): (std::net::TcpListener, Option<TlsListener>),
         routes: Routes,
         prices: Arc<PriceBook>,
         metrics: &Arc<Metrics>,
@@ -198,6 +232,7 @@ impl Traffic {
             let metrics = metrics.clone();
             Arc::new(move |duration| metrics.journal_fsync(duration))
         };
+        let places = places(config, &routes, listener.local_addr()?);
         let (journal, recovery) = Journal::open(&config.journal, Arc::new(LocalDisk), on_fsync)?;
         let journal = Arc::new(journal);
         let instance = instance();
@@ -228,19 +263,26 @@ impl Traffic {
             attribution: config.attribution.clone(),
             pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
             routes,
+            places,
             ledger,
             prices,
             instance,
             jobs: jobs.clone(),
             tls,
+            tls_listener,
         };
+        let proxy = Proxy::start(listener, parts)?;
+        let following_up = tokio::spawn(follow_up::attend(jobs.clone(), proxy.address()));
+        let exchanging = tokio::spawn(jobs::attend(jobs.clone(), store.clone()));
         Ok(Traffic {
-            proxy: Proxy::start(listener, parts)?,
+            proxy,
             grace: config.proxy.shutdown_grace,
             journal,
             draining,
             drain,
-            expiring: tokio::spawn(expire(jobs)),
+            jobs,
+            following_up,
+            exchanging,
         })
     }
 
@@ -252,13 +294,20 @@ impl Traffic {
         ready: &AtomicBool,
     ) -> anyhow::Result<()> {
         self.proxy.stop(self.grace, hurried.cancelled()).await;
-        self.expiring.abort();
+        self.following_up.abort();
+        self.exchanging.abort();
         ready.store(false, Ordering::Relaxed);
         let journal = self.journal.clone();
         let synced = tokio::task::spawn_blocking(move || journal.sync()).await?;
         self.draining.cancel();
         let shipped = async {
-            self.drain.await?;
+            // The disk may not outlive the process: other processes shall know of its jobs.
+            let told = self.jobs.exchange(store, Duration::ZERO);
+            let (told, drained) = tokio::join!(told, self.drain);
+            if let Err(error) = told {
+                tracing::warn!(%error, "jobs wait in the journal for the next start");
+            }
+            drained?;
             store.close().await;
             anyhow::Ok(())
         };
@@ -279,29 +328,66 @@ impl Traffic {
 }
 
 /// What the exporter does by the clock.
-fn tasks(config: &Config, store: &Store) -> Vec<Task> {
-    let (store, retention) = (store.clone(), Arc::new(config.retention.clone()));
+fn tasks(
+    config: &Config,
+    store: &Store,
+    prices: &Arc<PriceBook>,
+    metrics: &Arc<Metrics>,
+) -> Vec<Task> {
+    let (of_house, retention) = (store.clone(), Arc::new(config.retention.clone()));
     let housekeeping = Task {
         name: "housekeeping",
         cron: config.schedule.housekeeping.clone(),
         run: Box::new(move || {
-            let (store, retention) = (store.clone(), retention.clone());
+            let (store, retention) = (of_house.clone(), retention.clone());
             Box::pin(async move { Ok(keep_house(&store, &retention).await?) })
         }),
     };
-    vec![housekeeping]
+    let (store, config) = (store.clone(), Arc::new(config.jobs.clone()));
+    let (prices, metrics) = (prices.clone(), metrics.clone());
+    let overdue_jobs = Task {
+        name: "overdue_jobs",
+        cron: OVERDUE_JOBS_CRON.to_owned(),
+        run: Box::new(move || {
+            let (store, config) = (store.clone(), config.clone());
+            let (prices, metrics) = (prices.clone(), metrics.clone());
+            Box::pin(async move { Ok(record_overdue(&store, &config, &prices, &metrics).await?) })
+        }),
+    };
+    vec![housekeeping, overdue_jobs]
 }
 
-/// Looks after open jobs, for ever.
-async fn expire(jobs: Arc<Jobs>) {
-    loop {
-        tokio::time::sleep(JOBS_INTERVAL).await;
-        let jobs = jobs.clone();
-        // It may write to the journal.
-        tokio::task::spawn_blocking(move || jobs.expire(clock::wall()))
-            .await
-            .ok();
+/// What applications that insist on https are shown.
+fn server_tls(config: &proxy::Config) -> anyhow::Result<ServerTls> {
+    if let (Some(certificate), Some(key)) = (&config.tls_cert_file, &config.tls_key_file) {
+        return ServerTls::from_files(certificate, key)
+            .context("cannot use proxy.tls_cert_file and proxy.tls_key_file");
     }
+    let authority = authority(config)?;
+    tracing::info!(
+        names = authority.names().join(", "),
+        dir = %authority.dir().display(),
+        "a local authority vouches for proxy.tls_listen; `taffrail ca` prints its certificate"
+    );
+    ServerTls::from_authority(authority, clock::wall()).context("proxy.tls_listen")
+}
+
+/// The local certificate authority, which is made if it is missing.
+///
+/// # Errors
+/// When its directory cannot be read or written, or it does not hold.
+pub fn authority(config: &proxy::Config) -> anyhow::Result<Authority> {
+    let listen = config.tls_listen.map(|address| address.ip());
+    let names: Vec<String> = std::env::var("POD_NAME")
+        .into_iter()
+        .chain(host_name())
+        .chain(
+            listen
+                .filter(|ip| !ip.is_unspecified())
+                .map(|ip| ip.to_string()),
+        )
+        .collect();
+    Authority::open(&config.tls_ca_dir, &names, clock::wall()).context("proxy.tls_ca_dir")
 }
 
 fn bind(address: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener> {
@@ -359,6 +445,31 @@ fn routes(config: &Config) -> anyhow::Result<Routes> {
     Ok(Routes::new(routes))
 }
 
+/// What the URLs of jobs are replaced by: the hosts of the routes, by the proxy's own address.
+fn places(config: &Config, routes: &Routes, listen: SocketAddr) -> Arc<[Place]> {
+    if !config.meter.rewrite_job_urls {
+        return Arc::default();
+    }
+    let own = match &config.proxy.public_url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => format!("http://{}", follow_up::reachable(listen)),
+    };
+    let place = |route: &Route, url: &str| Place {
+        origin: url.trim_end_matches('/').to_owned(),
+        replacement: format!("{own}/{}", route.name),
+    };
+    let of_route = |route: &Arc<Route>| {
+        let configured = config.providers.get(&*route.name);
+        let configured = configured.and_then(|settings| settings.upstream.as_deref());
+        [configured, route.provider.default_upstream()]
+            .into_iter()
+            .flatten()
+            .map(|url| place(route, url))
+            .collect::<Vec<_>>()
+    };
+    routes.iter().flat_map(of_route).collect()
+}
+
 /// The price book: the embedded catalogue under the configured overlay.
 ///
 /// # Errors
@@ -376,19 +487,23 @@ pub fn price_book(overlay: Option<&Path>) -> anyhow::Result<PriceBook> {
 fn instance() -> Instance {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let pod = variable("POD_NAME");
-    let host = variable("HOSTNAME").or_else(|| {
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-        Some(name.trim().to_owned())
-    });
     Instance {
         instance: pod
             .clone()
-            .or(host)
+            .or_else(host_name)
             .unwrap_or_else(|| "unknown".to_owned())
             .into(),
         namespace: variable("POD_NAMESPACE").map(Into::into),
         pod: pod.map(Into::into),
     }
+}
+
+fn host_name() -> Option<String> {
+    let variable = std::env::var("HOSTNAME").ok();
+    variable.filter(|name| !name.is_empty()).or_else(|| {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+        Some(name.trim().to_owned())
+    })
 }
 
 /// Takes over what the last process left in the journal: its records are pending, its jobs go on,

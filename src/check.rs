@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::config::{Config, Role};
 use crate::provider;
-use crate::proxy::{ERROR_HEADER, tls_config};
+use crate::proxy::{self, ERROR_HEADER, tls_config};
 use crate::store::{self, Store, StoreError};
 
 /// How long an upstream may take to be resolved, connected to and shaken hands with.
@@ -101,7 +101,11 @@ pub async fn check(config: &Config) -> Vec<Item> {
     items.push(Item::of("admin.listen", admin_port(config).await));
     if config.role == Role::Exporter {
         let detail = "the role is exporter, which relays no traffic".to_owned();
-        for name in ["proxy.listen", "journal.dir", "upstreams"] {
+        let tls = config.proxy.tls_listen.map(|_| "proxy.tls_listen");
+        for name in ["proxy.listen", "journal.dir", "upstreams"]
+            .into_iter()
+            .chain(tls)
+        {
             items.push(Item {
                 status: Status::Skip,
                 name: name.to_owned(),
@@ -113,6 +117,10 @@ pub async fn check(config: &Config) -> Vec<Item> {
             "proxy.listen",
             proxy_port(config.proxy.listen).await,
         ));
+        if let Some(address) = config.proxy.tls_listen {
+            items.push(Item::of("proxy.tls_listen", proxy_port(address).await));
+            items.push(certificate(&config.proxy));
+        }
         items.push(Item::of("journal.dir", journal_dir(&config.journal.dir)));
     }
     items.push(Item::of("store.url", store(&config.store).await));
@@ -230,6 +238,27 @@ async fn free_port(address: SocketAddr) -> Result<String, String> {
         },
     };
     Err(format!("{address} cannot be listened on, {mend}"))
+}
+
+/// What applications that insist on https would be shown. Files were read when the configuration
+/// was.
+fn certificate(proxy: &proxy::Config) -> Item {
+    if let Some(path) = &proxy.tls_cert_file {
+        let detail = format!("{} holds, with its key", path.display());
+        return Item::of("proxy.tls_cert_file", Ok(detail));
+    }
+    let dir = &proxy.tls_ca_dir;
+    let result = match write_in(dir) {
+        Ok(()) => Ok(format!(
+            "{} is writable; `taffrail ca` prints what applications are to trust",
+            dir.display()
+        )),
+        Err(error) => Err(format!(
+            "cannot write in {}: {error}; mount a writable volume there or set proxy.tls_ca_dir",
+            dir.display()
+        )),
+    };
+    Item::of("proxy.tls_ca_dir", result)
 }
 
 fn journal_dir(dir: &Path) -> Result<String, String> {
@@ -444,6 +473,7 @@ mod tests {
             ("upstream openai", Status::Fail),
             ("upstream openrouter", Status::Skip),
             ("upstream replicate", Status::Skip),
+            ("upstream replicate-stream", Status::Skip),
         ];
         assert_eq!(
             failed,

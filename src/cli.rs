@@ -64,6 +64,8 @@ pub enum Command {
     Backfill(Backfill),
     /// Try out the configuration: ports, journal, store and upstreams.
     Check(Check),
+    /// Print the certificate of the local authority, for SDKs that insist on https.
+    Ca(Ca),
     /// Show the effective configuration and where each value comes from.
     Config(Config),
     /// Ask the server on this machine whether it is healthy.
@@ -238,6 +240,27 @@ Examples:
   taffrail check
   taffrail check --config /etc/taffrail/taffrail.toml")]
 pub struct Check {}
+
+/// `taffrail ca`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+For applications whose SDK insists on https, as fal's Python client does: `proxy.tls_listen` serves
+them with a certificate of a local authority. It is made in `proxy.tls_ca_dir` if it is missing, on
+this machine alone, and can vouch for this machine's own names only. An application trusts it by
+
+  Python (httpx, requests)   SSL_CERT_FILE and REQUESTS_CA_BUNDLE, which replace the public ones
+  Node                       NODE_EXTRA_CA_CERTS, which adds to them
+  curl                       --cacert
+
+Where the application calls other hosts too, give Python both in one file.
+
+Examples:
+  taffrail ca > taffrail-ca.pem
+  cat /etc/ssl/certs/ca-certificates.crt taffrail-ca.pem > bundle.pem
+  SSL_CERT_FILE=bundle.pem FAL_RUN_HOST=localhost:4843/fal \\
+    FAL_QUEUE_RUN_HOST=localhost:4843/fal-queue python app.py
+  NODE_EXTRA_CA_CERTS=taffrail-ca.pem node app.js")]
+pub struct Ca {}
 
 /// `taffrail config`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]

@@ -94,6 +94,10 @@ async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
                 cli::EXIT_FAILED
             })
         }
+        Command::Ca(_) => {
+            print_authority(&load(None)?.config)?;
+            Ok(cli::EXIT_OK)
+        }
         Command::Config(config) => {
             let loaded = load(None)?;
             match config.format {
@@ -120,6 +124,7 @@ async fn serve(config: &Config) -> anyhow::Result<u8> {
     let app = App::start(config)?;
     tracing::info!(
         proxy = app.proxy_address().map(|address| address.to_string()),
+        proxy_tls = app.proxy_tls_address().map(|address| address.to_string()),
         admin = %app.admin_address(),
         store = app.store().description(),
         version = env!("CARGO_PKG_VERSION"),
@@ -139,6 +144,19 @@ async fn serve(config: &Config) -> anyhow::Result<u8> {
     .await?;
     tracing::info!("stopped");
     Ok(cli::EXIT_OK)
+}
+
+/// Prints what applications that insist on https are to trust.
+fn print_authority(config: &Config) -> anyhow::Result<()> {
+    if let Some(path) = &config.proxy.tls_cert_file {
+        anyhow::bail!(
+            "proxy.tls_cert_file is set, so there is no local authority: applications are to trust \
+             who signed {}",
+            path.display()
+        );
+    }
+    write!(io::stdout(), "{}", app::authority(&config.proxy)?.pem())?;
+    Ok(())
 }
 
 async fn print_usage(config: &Config, usage: cli::Usage) -> anyhow::Result<u8> {

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize, Serializer};
@@ -291,6 +292,89 @@ pub fn day_of(id: Uuid) -> Option<NaiveDate> {
     Some(time.date_naive())
 }
 
+/// A model and what it consumed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The model; `None` means the call's own.
+    pub model: Option<String>,
+    /// What it consumed.
+    pub usage: Usage,
+}
+
+/// A cost that the provider stated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatedCost {
+    /// To all parties together.
+    pub total: Usd,
+    /// The part that another party bills, as with bring-your-own-key.
+    pub upstream: Option<Usd>,
+}
+
+/// What a response said, once it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// How it ended: from status, body and in-stream errors, else from how its body ended. A client
+    /// that leaves after the provider's end mark (`[DONE]`, `message_stop`, a whole JSON body)
+    /// has cancelled nothing, so the caller has nothing to override.
+    pub outcome: Outcome,
+    /// The provider's error code or type.
+    pub error_code: Option<String>,
+    /// The provider's error message, scrubbed.
+    pub error_message: Option<String>,
+    /// The provider's own word for why the answer ended.
+    pub finish_reason: Option<String>,
+    /// The model that answered.
+    pub model_served: Option<String>,
+    /// The party behind a router.
+    pub upstream_provider: Option<String>,
+    /// The tier that is billed.
+    pub service_tier: Option<String>,
+    /// A region that changes the price (`us`).
+    pub region: Option<String>,
+    /// The provider's id of the request or generation.
+    pub provider_request_id: Option<String>,
+    /// The consumption, in disjoint units; none of the parts is empty. Each is priced by itself,
+    /// and several may be of one model: a long context is dearer for each, not for their sum.
+    pub parts: Vec<Part>,
+    /// The cost, if stated.
+    pub stated_cost: Option<StatedCost>,
+    /// The provider's own usage object, as JSON text.
+    pub raw_usage: Option<String>,
+    /// How far the usage can be trusted. An HTTP error, a control call and a job that was merely
+    /// accepted owe none: they are complete without parts.
+    pub fidelity: Fidelity,
+    /// Whether a quantity was inferred by us instead of being stated.
+    pub estimated: bool,
+    /// The job that the response is about, if it is about one.
+    pub job: Option<JobView>,
+}
+
+/// What a response tells of an asynchronous job. Outcome, usage and the rest of its [`Report`]
+/// are then the job's, as far as this view knows them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// The provider's id of the job.
+    pub id: String,
+    /// How far it is.
+    pub stage: JobStage,
+    /// Its time in the provider's queue, if stated.
+    pub queue: Option<Duration>,
+    /// Its time running, if stated.
+    pub run: Option<Duration>,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStage {
+    /// It waits or runs.
+    Open,
+    /// It has ended; what it consumed another view tells.
+    Ended,
+    /// It has ended, and this view tells all that will be told of it.
+    Settled,
+}
+
 /// A promise that a record will follow: written when a request starts, so that a crash leaves a
 /// trace of what was under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -319,7 +403,8 @@ pub struct Intent {
     pub job: Option<Job>,
 }
 
-/// An asynchronous job that a provider has accepted: what its submit tells of its row.
+/// An asynchronous job that a provider has accepted: what its submit tells of its row, or what was
+/// seen of its end by a process that had not submitted it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// The provider's id of the job.
@@ -348,6 +433,44 @@ pub struct Job {
     /// Size and quality asked for, where a price depends on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_variant: Option<String>,
+    /// Its end. The intent is then that of the call that saw it, and the job another process's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<Box<JobEnd>>,
+}
+
+/// The end of a job, as a view of it told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobEnd {
+    /// When it was first seen to have ended.
+    #[serde(serialize_with = "rfc3339")]
+    pub at: DateTime<Utc>,
+    /// What the view told.
+    pub report: Report,
+}
+
+impl JobEnd {
+    /// Whether the view told all that will be told of the job.
+    pub fn is_settled(&self) -> bool {
+        let view = self.report.job.as_ref();
+        view.is_some_and(|view| view.stage == JobStage::Settled)
+    }
+}
+
+/// What one process knows of a job: its submit, or its end if the intent's job has one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobHalf {
+    /// The process.
+    #[serde(flatten)]
+    pub instance: Instance,
+    /// The intent that it keeps open for the job.
+    pub intent: Intent,
+}
+
+impl JobHalf {
+    /// The end, if it is that half.
+    pub fn end(&self) -> Option<&JobEnd> {
+        self.intent.job.as_ref()?.end.as_deref()
+    }
 }
 
 impl Intent {

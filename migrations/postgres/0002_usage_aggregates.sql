@@ -4,6 +4,9 @@
 -- Each bucket is spread over shards, so that many sidecars do not queue for one row; whoever
 -- reads sums over them, or reads the view. Key texts compare as bytes: that is fast, the same in
 -- every locale, and survives an upgrade of the system's collations.
+--
+-- No amount is NaN or infinite: it would stay in its sum for ever. NaN compares as the greatest
+-- number. Such a row is refused with its sums, and so no check of its own costs anything.
 create table taffrail.api_usage_aggregates (
     granularity            text        collate "C" not null check (granularity in ('hour', 'day')),
     bucket_start           timestamptz not null,
@@ -16,8 +19,10 @@ create table taffrail.api_usage_aggregates (
     shard                  smallint    not null,
     requests               bigint      not null,
     unpriced_requests      bigint      not null,
-    cost_usd               numeric,
-    cost_upstream_usd      numeric,
+    cost_usd               numeric
+        constraint cost_usd_is_finite check (cost_usd > '-Infinity' and cost_usd < 'Infinity'),
+    cost_upstream_usd      numeric
+        constraint cost_upstream_usd_is_finite check (cost_upstream_usd > '-Infinity' and cost_upstream_usd < 'Infinity'),
     input_tokens           numeric,
     cache_read_tokens      numeric,
     cache_write_5m_tokens  numeric,
@@ -29,7 +34,8 @@ create table taffrail.api_usage_aggregates (
     output_audio_tokens    numeric,
     input_image_tokens     numeric,
     output_image_tokens    numeric,
-    units                  jsonb,
+    units                  jsonb
+        constraint units_are_finite check (not units @? '$.* ? (@ == "NaN" || @ == "Infinity" || @ == "-Infinity")'),
     primary key (granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard)
 ) with (fillfactor = 70);
 
@@ -67,7 +73,7 @@ create function taffrail.add_units(a jsonb, b jsonb) returns jsonb
 language sql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select jsonb_object_agg(unit, quantity::text)
+    select coalesce(jsonb_object_agg(unit, quantity::text), '{}')
     from (
         select unit, sum(quantity::numeric) as quantity
         from (

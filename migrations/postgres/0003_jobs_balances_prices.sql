@@ -1,11 +1,13 @@
--- Asynchronous jobs whose two ends may be seen by two processes. The key is the gate against a
--- second row for one job; the first terminal half wins.
+-- Asynchronous jobs, whose two ends may be seen by two processes. The key is the gate against a
+-- second row for one job; the first terminal half wins. There are halves only until the job has its
+-- row in api_usage_logs.
 create table taffrail.api_jobs (
     provider               text        not null,
     job_id                 text        not null,
-    id                     uuid        not null unique,
+    id                     uuid        not null,
     submitted_at           timestamptz,
     ended_at               timestamptz,
+    is_settled             boolean     not null default false,
     submit_half            json,
     end_half               json,
     recorded_at            timestamptz,
@@ -13,16 +15,18 @@ create table taffrail.api_jobs (
     primary key (provider, job_id)
 );
 create index api_jobs_open on taffrail.api_jobs (updated_at) where recorded_at is null;
-comment on table taffrail.api_jobs is 'Asynchronous jobs, until both of their ends are known.';
+create index api_jobs_recorded on taffrail.api_jobs (recorded_at) where recorded_at is not null;
+comment on table taffrail.api_jobs is 'Asynchronous jobs: what is known of the open ones, and which have their row.';
 comment on column taffrail.api_jobs.provider is 'The provider''s name.';
 comment on column taffrail.api_jobs.job_id is 'The provider''s id of the job.';
 comment on column taffrail.api_jobs.id is 'The id of the job''s row in api_usage_logs.';
 comment on column taffrail.api_jobs.submitted_at is 'When it was submitted.';
-comment on column taffrail.api_jobs.ended_at is 'When it ended.';
+comment on column taffrail.api_jobs.ended_at is 'When it was first seen to have ended.';
+comment on column taffrail.api_jobs.is_settled is 'Whether the half of its end is all that will be told of it.';
 comment on column taffrail.api_jobs.submit_half is 'What the process that submitted it knows.';
 comment on column taffrail.api_jobs.end_half is 'What the process that saw its end knows.';
 comment on column taffrail.api_jobs.recorded_at is 'When its row was made; null while the job is open.';
-comment on column taffrail.api_jobs.updated_at is 'When a half last arrived.';
+comment on column taffrail.api_jobs.updated_at is 'When a half, or the row, last arrived.';
 
 -- The slot is the reading's scheduled time: its uniqueness makes a doubled sync harmless.
 create table taffrail.api_provider_balances (

@@ -19,16 +19,18 @@ language sql immutable as $$ select 400 $$;
 comment on function taffrail.days_ahead_max() is 'How many days from now on rows are taken for.';
 
 -- Whether a day has its partition. A query and not to_regclass(), which can answer from before
--- somebody dropped it.
+-- somebody dropped it. In plpgsql, which keeps its plan.
 create function taffrail.has_partition(wanted date) returns boolean
-language sql volatile
+language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
-    select exists (
+begin
+    return exists (
         select from pg_class
         where relnamespace = 'taffrail'::regnamespace
             and relname = 'api_usage_logs_' || to_char(wanted, 'YYYYMMDD')
-    )
+    );
+end
 $$;
 comment on function taffrail.has_partition(date) is 'Whether a day has its partition.';
 

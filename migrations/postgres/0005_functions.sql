@@ -1,8 +1,9 @@
 -- The ways in: rows with their sums, a bucket alone, and the sums from the rows anew.
 
--- The class of an outcome, as the metrics have it. A test holds it equal to the program's.
+-- The class of an outcome, as the metrics have it. A test holds it equal to the program's. Not
+-- strict: the planner would call it for each row instead of putting its expression in its place.
 create function taffrail.outcome_class(outcome text) returns text
-language sql immutable strict parallel safe
+language sql immutable parallel safe
 as $$
     select case outcome
         when 'ok' then 'ok'
@@ -14,11 +15,13 @@ $$;
 comment on function taffrail.outcome_class(text) is 'The class of an outcome: ok, error or cancelled.';
 
 -- Adds to buckets, atomically for each. Always in the order of the key: two callers that lock the
--- same buckets in different orders would wait for each other for ever.
+-- same buckets in different orders would wait for each other for ever. In plpgsql, which keeps the
+-- plan from call to call; to plan this takes longer than 20 buckets.
 create function taffrail.upsert_usage_aggregate(variadic buckets taffrail.api_usage_aggregates[]) returns void
-language sql security definer
+language plpgsql security definer
 set search_path = pg_catalog, taffrail, pg_temp
 as $$
+begin
     insert into taffrail.api_usage_aggregates as sums (
         granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
         shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
@@ -51,12 +54,32 @@ as $$
         output_audio_tokens = coalesce(sums.output_audio_tokens + excluded.output_audio_tokens, sums.output_audio_tokens, excluded.output_audio_tokens),
         input_image_tokens = coalesce(sums.input_image_tokens + excluded.input_image_tokens, sums.input_image_tokens, excluded.input_image_tokens),
         output_image_tokens = coalesce(sums.output_image_tokens + excluded.output_image_tokens, sums.output_image_tokens, excluded.output_image_tokens),
-        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units)
+        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units);
+end
 $$;
 comment on function taffrail.upsert_usage_aggregate(taffrail.api_usage_aggregates[]) is
     'Adds to buckets, each atomically and in the order of the key. The buckets must differ in their keys.';
 
--- Inserts the rows whose id is new, and adds exactly those to the sums, in one transaction.
+-- A row as it arrives.
+create type taffrail.incoming_usage as (
+    id uuid, day date, started_at timestamptz, instance text, namespace text, pod text,
+    provider text, operation text, method text, route text, model_requested text,
+    model_served text, upstream_provider text, service_tier text, streamed boolean, job_id text,
+    polls bigint, provider_request_id text, outcome text, http_status smallint, error_code text,
+    error_message text, finish_reason text, duration_us bigint, first_byte_us bigint,
+    first_token_us bigint, overhead_us bigint, queue_us bigint, run_us bigint,
+    request_bytes bigint, response_bytes bigint, input_tokens bigint, cache_read_tokens bigint,
+    cache_write_5m_tokens bigint, cache_write_1h_tokens bigint, cache_write_tokens bigint,
+    output_tokens bigint, reasoning_tokens bigint, input_audio_tokens bigint,
+    output_audio_tokens bigint, input_image_tokens bigint, output_image_tokens bigint,
+    units jsonb, fidelity text, raw_usage text, cost_usd numeric, cost_upstream_usd numeric,
+    cost_source text, price_version text, unpriced_reason text, recosted_at timestamptz,
+    key_fingerprint text, attribution jsonb, trace_id text, span_id text
+);
+comment on type taffrail.incoming_usage is 'A row of api_usage_logs on its way in: raw_usage is still text.';
+
+-- Inserts the rows whose id is new, and adds exactly those to the sums, in one transaction. A job
+-- has one row: that of another id for a job that has its row is not inserted.
 -- Takes a JSON array of rows as `taffrail logs --format json` prints them, but for raw_usage,
 -- which is its text, so that what a provider wrote is never decoded. Columns that are missing
 -- are null and unknown ones are passed over: versions of the program may differ.
@@ -66,47 +89,47 @@ language plpgsql security definer
 set search_path = pg_catalog, taffrail, pg_temp
 as $$
 declare
+    incoming taffrail.incoming_usage[];
+    jobs taffrail.incoming_usage[];
+    refused uuid[];
     days date[];
     buckets taffrail.api_usage_aggregates[];
     inserted bigint;
 begin
-    select array_agg(distinct day order by day) into days
-    from json_to_recordset(batch::json) as rows (day date);
+    -- Read once: the days must have their locks and partitions before the insertion starts.
+    -- The calls that only ask for a job have rows of their own, if any.
+    select
+        array_agg(rows), array_agg(distinct day order by day),
+        array_agg(rows) filter (where job_id is not null and operation <> 'control')
+    into incoming, days, jobs
+    from json_populate_recordset(null::taffrail.incoming_usage, batch::json) as rows;
     -- A rebuild of the sums of a day, its end and the rows that arrive for it take turns.
     perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
     from unnest(days) as wanted;
     perform taffrail.ensure_partition(wanted) from unnest(days) as wanted;
-    with rows as materialized (
-        select
-            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
-            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
-            polls, provider_request_id, outcome, http_status, error_code, error_message,
-            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
-            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
-            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
-            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
-            output_image_tokens, units, fidelity, raw_usage::json as raw_usage, cost_usd,
-            cost_upstream_usd, cost_source, price_version, unpriced_reason, recosted_at,
-            key_fingerprint, coalesce(attribution, '{}') as attribution, trace_id, span_id
-        from json_to_recordset(batch::json) as rows (
-            id uuid, day date, started_at timestamptz, instance text, namespace text, pod text,
-            provider text, operation text, method text, route text, model_requested text,
-            model_served text, upstream_provider text, service_tier text, streamed boolean,
-            job_id text, polls bigint, provider_request_id text, outcome text,
-            http_status smallint, error_code text, error_message text, finish_reason text,
-            duration_us bigint, first_byte_us bigint, first_token_us bigint,
-            overhead_us bigint, queue_us bigint, run_us bigint, request_bytes bigint,
-            response_bytes bigint, input_tokens bigint, cache_read_tokens bigint,
-            cache_write_5m_tokens bigint, cache_write_1h_tokens bigint,
-            cache_write_tokens bigint, output_tokens bigint, reasoning_tokens bigint,
-            input_audio_tokens bigint, output_audio_tokens bigint, input_image_tokens bigint,
-            output_image_tokens bigint, units jsonb, fidelity text, raw_usage text,
-            cost_usd numeric, cost_upstream_usd numeric, cost_source text, price_version text,
-            unpriced_reason text, recosted_at timestamptz, key_fingerprint text,
-            attribution jsonb, trace_id text, span_id text
+    if jobs is not null then
+        with gate as (
+            insert into taffrail.api_jobs as known (provider, job_id, id, recorded_at, updated_at)
+            select distinct on (provider, job_id) provider, job_id, id, now(), now()
+            from unnest(jobs)
+            -- Always in the order of the key, as exchange_jobs() takes it.
+            order by provider, job_id, id
+            on conflict (provider, job_id) do update set
+                id = case when known.recorded_at is null then excluded.id else known.id end,
+                submit_half = null,
+                end_half = null,
+                recorded_at = coalesce(known.recorded_at, excluded.recorded_at),
+                updated_at = excluded.updated_at
+            returning provider, job_id, id
         )
-    ),
-    fresh as (
+        select array_agg(id) into refused
+        from (
+            select provider, job_id, id from unnest(jobs)
+            except
+            select provider, job_id, id from gate
+        ) as beyond;
+    end if;
+    with fresh as (
         insert into taffrail.api_usage_logs (
             id, day, started_at, instance, namespace, pod, provider, operation, method, route,
             model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
@@ -127,10 +150,11 @@ begin
             run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
             cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
             reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
-            output_image_tokens, units, fidelity, raw_usage, cost_usd, cost_upstream_usd,
+            output_image_tokens, units, fidelity, raw_usage::json, cost_usd, cost_upstream_usd,
             cost_source, price_version, unpriced_reason, recosted_at, key_fingerprint,
-            attribution, trace_id, span_id
-        from rows
+            coalesce(attribution, '{}'), trace_id, span_id
+        from unnest(incoming)
+        where refused is null or id <> all (refused)
         order by day, id
         on conflict (id, day) do nothing
         returning
@@ -151,7 +175,8 @@ begin
             sum(cache_write_5m_tokens), sum(cache_write_1h_tokens), sum(cache_write_tokens),
             sum(output_tokens), sum(reasoning_tokens), sum(input_audio_tokens),
             sum(output_audio_tokens), sum(input_image_tokens), sum(output_image_tokens),
-            taffrail.sum_units(units)
+            -- Added to nothing, so that a quantity that is no number is refused with its row.
+            taffrail.add_units('{}', taffrail.sum_units(units))
         from fresh
         cross join (values ('hour'), ('day')) as span (granularity)
         group by 1, 2, 3, 4, 5, 6, 7, 8, 9
@@ -166,6 +191,102 @@ end
 $$;
 comment on function taffrail.record_usage(text) is
     'Inserts the rows of a JSON array whose id is new, adds exactly those to the sums, and returns how many they were.';
+
+-- Takes in what a process knows of jobs, and answers what is known of those that it asks for.
+-- Takes a JSON array of objects, one for each provider and job_id, with either half as text, or
+-- none to ask only:
+--   {"provider", "job_id", "id", "submitted_at", "submit_half"}
+--   {"provider", "job_id", "id", "ended_at", "is_settled", "end_half"}
+--   {"provider", "job_id"}
+-- Returns a JSON array: {"provider", "job_id", "is_recorded", "end_half"} for each job that was not
+-- told the end of and that has its row, or whose end another process has seen.
+create function taffrail.exchange_jobs(batch text) returns text
+language plpgsql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+begin
+    insert into taffrail.api_jobs as known (
+        provider, job_id, id, submitted_at, ended_at, is_settled, submit_half, end_half, updated_at
+    )
+    select distinct on (provider, job_id)
+        provider, job_id, id, submitted_at, ended_at, coalesce(is_settled, false),
+        submit_half::json, end_half::json, now()
+    from json_to_recordset(batch::json) as told (
+        provider text, job_id text, id uuid, submitted_at timestamptz, ended_at timestamptz,
+        is_settled boolean, submit_half text, end_half text
+    )
+    where submit_half is not null or end_half is not null
+    -- Always in the order of the key, as record_usage() takes it.
+    order by provider, job_id
+    on conflict (provider, job_id) do update set
+        id = case when excluded.submit_half is null then known.id else excluded.id end,
+        submitted_at = coalesce(excluded.submitted_at, known.submitted_at),
+        submit_half = coalesce(excluded.submit_half, known.submit_half),
+        ended_at = coalesce(known.ended_at, excluded.ended_at),
+        is_settled = known.is_settled or excluded.is_settled,
+        end_half = coalesce(excluded.end_half, known.end_half),
+        updated_at = excluded.updated_at
+    where known.recorded_at is null
+        and case when excluded.end_half is null
+            then known.submit_half is null
+            else known.end_half is null or (excluded.is_settled and not known.is_settled)
+        end;
+    return (
+        select coalesce(json_agg(json_build_object(
+            'provider', provider,
+            'job_id', job_id,
+            'is_recorded', recorded_at is not null,
+            'end_half', job.end_half::text
+        )), '[]')
+        from json_to_recordset(batch::json) as told (provider text, job_id text, end_half text)
+        join taffrail.api_jobs as job using (provider, job_id)
+        where told.end_half is null and (recorded_at is not null or job.end_half is not null)
+    );
+end
+$$;
+comment on function taffrail.exchange_jobs(text) is
+    'Takes in the halves of jobs that a process knows, and returns what others know of the jobs that it names.';
+
+-- The jobs without a row whose last half has waited for the other one, or for an end, for too long,
+-- oldest first: a JSON array of {"submit_half", "end_half"}, as text or null.
+create function taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) returns text
+language sql stable security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    select coalesce(json_agg(json_build_object(
+        'submit_half', submit_half::text, 'end_half', end_half::text
+    ) order by updated_at), '[]')::text
+    from (
+        select submit_half, end_half, updated_at
+        from taffrail.api_jobs
+        where recorded_at is null
+            and updated_at <= now() - grace
+            and (end_half is not null or submitted_at <= now() - deadline)
+        order by updated_at
+        limit rows_max
+    ) as overdue
+$$;
+comment on function taffrail.overdue_jobs(interval, interval, integer) is
+    'The halves of jobs that have no row and wait in vain for the other half or an end.';
+
+-- Forgets jobs that got their row before a day, at most that many at a time; returns how many.
+create function taffrail.drop_jobs(before date, rows_max integer) returns bigint
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    with dropped as (
+        delete from taffrail.api_jobs
+        where ctid = any (array(
+            select ctid from taffrail.api_jobs
+            where recorded_at < before::timestamp at time zone 'UTC'
+            limit rows_max
+            for update skip locked
+        ))
+        returning 1
+    )
+    select count(*) from dropped
+$$;
+comment on function taffrail.drop_jobs(date, integer) is 'Forgets jobs that got their row before a day, some at a time; returns how many.';
 
 -- Makes the sums of the days from..to (without the last) anew from their rows, day by day, each
 -- exact and beside live writes. Returns how many buckets there are now.

@@ -28,7 +28,11 @@ begin
 
     if to_regrole('taffrail_ingest') is not null then
         grant usage on schema taffrail to taffrail_ingest;
-        grant execute on function taffrail.record_usage(text), taffrail.schema_version() to taffrail_ingest;
+        grant execute on function
+            taffrail.schema_version(),
+            taffrail.record_usage(text),
+            taffrail.exchange_jobs(text)
+        to taffrail_ingest;
     end if;
     if to_regrole('taffrail_balance') is not null then
         grant usage on schema taffrail to taffrail_balance;
@@ -37,6 +41,9 @@ begin
             taffrail.ensure_partition(date),
             taffrail.drop_oldest_partition(date),
             taffrail.drop_aggregates(date, integer),
+            taffrail.record_usage(text),
+            taffrail.overdue_jobs(interval, interval, integer),
+            taffrail.drop_jobs(date, integer),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),

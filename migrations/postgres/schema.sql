@@ -2,11 +2,71 @@
 
 CREATE SCHEMA taffrail;
 
+CREATE TYPE taffrail.incoming_usage AS (
+	id uuid,
+	day date,
+	started_at timestamp with time zone,
+	instance text,
+	namespace text,
+	pod text,
+	provider text,
+	operation text,
+	method text,
+	route text,
+	model_requested text,
+	model_served text,
+	upstream_provider text,
+	service_tier text,
+	streamed boolean,
+	job_id text,
+	polls bigint,
+	provider_request_id text,
+	outcome text,
+	http_status smallint,
+	error_code text,
+	error_message text,
+	finish_reason text,
+	duration_us bigint,
+	first_byte_us bigint,
+	first_token_us bigint,
+	overhead_us bigint,
+	queue_us bigint,
+	run_us bigint,
+	request_bytes bigint,
+	response_bytes bigint,
+	input_tokens bigint,
+	cache_read_tokens bigint,
+	cache_write_5m_tokens bigint,
+	cache_write_1h_tokens bigint,
+	cache_write_tokens bigint,
+	output_tokens bigint,
+	reasoning_tokens bigint,
+	input_audio_tokens bigint,
+	output_audio_tokens bigint,
+	input_image_tokens bigint,
+	output_image_tokens bigint,
+	units jsonb,
+	fidelity text,
+	raw_usage text,
+	cost_usd numeric,
+	cost_upstream_usd numeric,
+	cost_source text,
+	price_version text,
+	unpriced_reason text,
+	recosted_at timestamp with time zone,
+	key_fingerprint text,
+	attribution jsonb,
+	trace_id text,
+	span_id text
+);
+
+COMMENT ON TYPE taffrail.incoming_usage IS 'A row of api_usage_logs on its way in: raw_usage is still text.';
+
 CREATE FUNCTION taffrail.add_units(a jsonb, b jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select jsonb_object_agg(unit, quantity::text)
+    select coalesce(jsonb_object_agg(unit, quantity::text), '{}')
     from (
         select unit, sum(quantity::numeric) as quantity
         from (
@@ -102,6 +162,25 @@ $$;
 
 COMMENT ON FUNCTION taffrail.drop_aggregates(before date, rows_max integer) IS 'Removes sums before a day, some at a time; returns how many.';
 
+CREATE FUNCTION taffrail.drop_jobs(before date, rows_max integer) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with dropped as (
+        delete from taffrail.api_jobs
+        where ctid = any (array(
+            select ctid from taffrail.api_jobs
+            where recorded_at < before::timestamp at time zone 'UTC'
+            limit rows_max
+            for update skip locked
+        ))
+        returning 1
+    )
+    select count(*) from dropped
+$$;
+
+COMMENT ON FUNCTION taffrail.drop_jobs(before date, rows_max integer) IS 'Forgets jobs that got their row before a day, some at a time; returns how many.';
+
 CREATE FUNCTION taffrail.drop_oldest_partition(before date) RETURNS date
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
@@ -165,15 +244,64 @@ $$;
 
 COMMENT ON FUNCTION taffrail.ensure_partition(wanted date) IS 'Makes the partition of a day, if it is missing; refuses days that retention dropped and days too far ahead.';
 
+CREATE FUNCTION taffrail.exchange_jobs(batch text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+begin
+    insert into taffrail.api_jobs as known (
+        provider, job_id, id, submitted_at, ended_at, is_settled, submit_half, end_half, updated_at
+    )
+    select distinct on (provider, job_id)
+        provider, job_id, id, submitted_at, ended_at, coalesce(is_settled, false),
+        submit_half::json, end_half::json, now()
+    from json_to_recordset(batch::json) as told (
+        provider text, job_id text, id uuid, submitted_at timestamptz, ended_at timestamptz,
+        is_settled boolean, submit_half text, end_half text
+    )
+    where submit_half is not null or end_half is not null
+    -- Always in the order of the key, as record_usage() takes it.
+    order by provider, job_id
+    on conflict (provider, job_id) do update set
+        id = case when excluded.submit_half is null then known.id else excluded.id end,
+        submitted_at = coalesce(excluded.submitted_at, known.submitted_at),
+        submit_half = coalesce(excluded.submit_half, known.submit_half),
+        ended_at = coalesce(known.ended_at, excluded.ended_at),
+        is_settled = known.is_settled or excluded.is_settled,
+        end_half = coalesce(excluded.end_half, known.end_half),
+        updated_at = excluded.updated_at
+    where known.recorded_at is null
+        and case when excluded.end_half is null
+            then known.submit_half is null
+            else known.end_half is null or (excluded.is_settled and not known.is_settled)
+        end;
+    return (
+        select coalesce(json_agg(json_build_object(
+            'provider', provider,
+            'job_id', job_id,
+            'is_recorded', recorded_at is not null,
+            'end_half', job.end_half::text
+        )), '[]')
+        from json_to_recordset(batch::json) as told (provider text, job_id text, end_half text)
+        join taffrail.api_jobs as job using (provider, job_id)
+        where told.end_half is null and (recorded_at is not null or job.end_half is not null)
+    );
+end
+$$;
+
+COMMENT ON FUNCTION taffrail.exchange_jobs(batch text) IS 'Takes in the halves of jobs that a process knows, and returns what others know of the jobs that it names.';
+
 CREATE FUNCTION taffrail.has_partition(wanted date) RETURNS boolean
-    LANGUAGE sql
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select exists (
+begin
+    return exists (
         select from pg_class
         where relnamespace = 'taffrail'::regnamespace
             and relname = 'api_usage_logs_' || to_char(wanted, 'YYYYMMDD')
-    )
+    );
+end
 $$;
 
 COMMENT ON FUNCTION taffrail.has_partition(wanted date) IS 'Whether a day has its partition.';
@@ -200,7 +328,7 @@ $$;
 COMMENT ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) IS 'Whether a scope of the login that asks allows a row.';
 
 CREATE FUNCTION taffrail.outcome_class(outcome text) RETURNS text
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
     select case outcome
         when 'ok' then 'ok'
@@ -212,52 +340,72 @@ $$;
 
 COMMENT ON FUNCTION taffrail.outcome_class(outcome text) IS 'The class of an outcome: ok, error or cancelled.';
 
+CREATE FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    select coalesce(json_agg(json_build_object(
+        'submit_half', submit_half::text, 'end_half', end_half::text
+    ) order by updated_at), '[]')::text
+    from (
+        select submit_half, end_half, updated_at
+        from taffrail.api_jobs
+        where recorded_at is null
+            and updated_at <= now() - grace
+            and (end_half is not null or submitted_at <= now() - deadline)
+        order by updated_at
+        limit rows_max
+    ) as overdue
+$$;
+
+COMMENT ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) IS 'The halves of jobs that have no row and wait in vain for the other half or an end.';
+
 CREATE FUNCTION taffrail.record_usage(batch text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
     AS $$
 declare
+    incoming taffrail.incoming_usage[];
+    jobs taffrail.incoming_usage[];
+    refused uuid[];
     days date[];
     buckets taffrail.api_usage_aggregates[];
     inserted bigint;
 begin
-    select array_agg(distinct day order by day) into days
-    from json_to_recordset(batch::json) as rows (day date);
+    -- Read once: the days must have their locks and partitions before the insertion starts.
+    -- The calls that only ask for a job have rows of their own, if any.
+    select
+        array_agg(rows), array_agg(distinct day order by day),
+        array_agg(rows) filter (where job_id is not null and operation <> 'control')
+    into incoming, days, jobs
+    from json_populate_recordset(null::taffrail.incoming_usage, batch::json) as rows;
     -- A rebuild of the sums of a day, its end and the rows that arrive for it take turns.
     perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
     from unnest(days) as wanted;
     perform taffrail.ensure_partition(wanted) from unnest(days) as wanted;
-    with rows as materialized (
-        select
-            id, day, started_at, instance, namespace, pod, provider, operation, method, route,
-            model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
-            polls, provider_request_id, outcome, http_status, error_code, error_message,
-            finish_reason, duration_us, first_byte_us, first_token_us, overhead_us, queue_us,
-            run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
-            cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
-            reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
-            output_image_tokens, units, fidelity, raw_usage::json as raw_usage, cost_usd,
-            cost_upstream_usd, cost_source, price_version, unpriced_reason, recosted_at,
-            key_fingerprint, coalesce(attribution, '{}') as attribution, trace_id, span_id
-        from json_to_recordset(batch::json) as rows (
-            id uuid, day date, started_at timestamptz, instance text, namespace text, pod text,
-            provider text, operation text, method text, route text, model_requested text,
-            model_served text, upstream_provider text, service_tier text, streamed boolean,
-            job_id text, polls bigint, provider_request_id text, outcome text,
-            http_status smallint, error_code text, error_message text, finish_reason text,
-            duration_us bigint, first_byte_us bigint, first_token_us bigint,
-            overhead_us bigint, queue_us bigint, run_us bigint, request_bytes bigint,
-            response_bytes bigint, input_tokens bigint, cache_read_tokens bigint,
-            cache_write_5m_tokens bigint, cache_write_1h_tokens bigint,
-            cache_write_tokens bigint, output_tokens bigint, reasoning_tokens bigint,
-            input_audio_tokens bigint, output_audio_tokens bigint, input_image_tokens bigint,
-            output_image_tokens bigint, units jsonb, fidelity text, raw_usage text,
-            cost_usd numeric, cost_upstream_usd numeric, cost_source text, price_version text,
-            unpriced_reason text, recosted_at timestamptz, key_fingerprint text,
-            attribution jsonb, trace_id text, span_id text
+    if jobs is not null then
+        with gate as (
+            insert into taffrail.api_jobs as known (provider, job_id, id, recorded_at, updated_at)
+            select distinct on (provider, job_id) provider, job_id, id, now(), now()
+            from unnest(jobs)
+            -- Always in the order of the key, as exchange_jobs() takes it.
+            order by provider, job_id, id
+            on conflict (provider, job_id) do update set
+                id = case when known.recorded_at is null then excluded.id else known.id end,
+                submit_half = null,
+                end_half = null,
+                recorded_at = coalesce(known.recorded_at, excluded.recorded_at),
+                updated_at = excluded.updated_at
+            returning provider, job_id, id
         )
-    ),
-    fresh as (
+        select array_agg(id) into refused
+        from (
+            select provider, job_id, id from unnest(jobs)
+            except
+            select provider, job_id, id from gate
+        ) as beyond;
+    end if;
+    with fresh as (
         insert into taffrail.api_usage_logs (
             id, day, started_at, instance, namespace, pod, provider, operation, method, route,
             model_requested, model_served, upstream_provider, service_tier, streamed, job_id,
@@ -278,10 +426,11 @@ begin
             run_us, request_bytes, response_bytes, input_tokens, cache_read_tokens,
             cache_write_5m_tokens, cache_write_1h_tokens, cache_write_tokens, output_tokens,
             reasoning_tokens, input_audio_tokens, output_audio_tokens, input_image_tokens,
-            output_image_tokens, units, fidelity, raw_usage, cost_usd, cost_upstream_usd,
+            output_image_tokens, units, fidelity, raw_usage::json, cost_usd, cost_upstream_usd,
             cost_source, price_version, unpriced_reason, recosted_at, key_fingerprint,
-            attribution, trace_id, span_id
-        from rows
+            coalesce(attribution, '{}'), trace_id, span_id
+        from unnest(incoming)
+        where refused is null or id <> all (refused)
         order by day, id
         on conflict (id, day) do nothing
         returning
@@ -302,7 +451,8 @@ begin
             sum(cache_write_5m_tokens), sum(cache_write_1h_tokens), sum(cache_write_tokens),
             sum(output_tokens), sum(reasoning_tokens), sum(input_audio_tokens),
             sum(output_audio_tokens), sum(input_image_tokens), sum(output_image_tokens),
-            taffrail.sum_units(units)
+            -- Added to nothing, so that a quantity that is no number is refused with its row.
+            taffrail.add_units('{}', taffrail.sum_units(units))
         from fresh
         cross join (values ('hour'), ('day')) as span (granularity)
         group by 1, 2, 3, 4, 5, 6, 7, 8, 9
@@ -353,7 +503,11 @@ begin
 
     if to_regrole('taffrail_ingest') is not null then
         grant usage on schema taffrail to taffrail_ingest;
-        grant execute on function taffrail.record_usage(text), taffrail.schema_version() to taffrail_ingest;
+        grant execute on function
+            taffrail.schema_version(),
+            taffrail.record_usage(text),
+            taffrail.exchange_jobs(text)
+        to taffrail_ingest;
     end if;
     if to_regrole('taffrail_balance') is not null then
         grant usage on schema taffrail to taffrail_balance;
@@ -362,6 +516,9 @@ begin
             taffrail.ensure_partition(date),
             taffrail.drop_oldest_partition(date),
             taffrail.drop_aggregates(date, integer),
+            taffrail.record_usage(text),
+            taffrail.overdue_jobs(interval, interval, integer),
+            taffrail.drop_jobs(date, integer),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
@@ -418,7 +575,10 @@ CREATE TABLE taffrail.api_usage_aggregates (
     input_image_tokens numeric,
     output_image_tokens numeric,
     units jsonb,
-    CONSTRAINT api_usage_aggregates_granularity_check CHECK ((granularity = ANY (ARRAY['hour'::text, 'day'::text])))
+    CONSTRAINT api_usage_aggregates_granularity_check CHECK ((granularity = ANY (ARRAY['hour'::text, 'day'::text]))),
+    CONSTRAINT cost_upstream_usd_is_finite CHECK (((cost_upstream_usd > '-Infinity'::numeric) AND (cost_upstream_usd < 'Infinity'::numeric))),
+    CONSTRAINT cost_usd_is_finite CHECK (((cost_usd > '-Infinity'::numeric) AND (cost_usd < 'Infinity'::numeric))),
+    CONSTRAINT units_are_finite CHECK ((NOT (units @? '$.*?((@ == "NaN" || @ == "Infinity") || @ == "-Infinity")'::jsonpath)))
 )
 WITH (fillfactor='70');
 
@@ -477,9 +637,10 @@ COMMENT ON COLUMN taffrail.api_usage_aggregates.output_image_tokens IS 'See inpu
 COMMENT ON COLUMN taffrail.api_usage_aggregates.units IS 'The sums of the other quantities, by unit. Decimals as strings.';
 
 CREATE FUNCTION taffrail.upsert_usage_aggregate(VARIADIC buckets taffrail.api_usage_aggregates[]) RETURNS void
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
     AS $$
+begin
     insert into taffrail.api_usage_aggregates as sums (
         granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution,
         shard, requests, unpriced_requests, cost_usd, cost_upstream_usd, input_tokens,
@@ -512,7 +673,8 @@ CREATE FUNCTION taffrail.upsert_usage_aggregate(VARIADIC buckets taffrail.api_us
         output_audio_tokens = coalesce(sums.output_audio_tokens + excluded.output_audio_tokens, sums.output_audio_tokens, excluded.output_audio_tokens),
         input_image_tokens = coalesce(sums.input_image_tokens + excluded.input_image_tokens, sums.input_image_tokens, excluded.input_image_tokens),
         output_image_tokens = coalesce(sums.output_image_tokens + excluded.output_image_tokens, sums.output_image_tokens, excluded.output_image_tokens),
-        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units)
+        units = coalesce(taffrail.add_units(sums.units, excluded.units), sums.units, excluded.units);
+end
 $$;
 
 COMMENT ON FUNCTION taffrail.upsert_usage_aggregate(VARIADIC buckets taffrail.api_usage_aggregates[]) IS 'Adds to buckets, each atomically and in the order of the key. The buckets must differ in their keys.';
@@ -532,6 +694,7 @@ CREATE TABLE taffrail.api_jobs (
     id uuid NOT NULL,
     submitted_at timestamp with time zone,
     ended_at timestamp with time zone,
+    is_settled boolean DEFAULT false NOT NULL,
     submit_half json,
     end_half json,
     recorded_at timestamp with time zone,
@@ -540,7 +703,7 @@ CREATE TABLE taffrail.api_jobs (
 
 ALTER TABLE ONLY taffrail.api_jobs FORCE ROW LEVEL SECURITY;
 
-COMMENT ON TABLE taffrail.api_jobs IS 'Asynchronous jobs, until both of their ends are known.';
+COMMENT ON TABLE taffrail.api_jobs IS 'Asynchronous jobs: what is known of the open ones, and which have their row.';
 
 COMMENT ON COLUMN taffrail.api_jobs.provider IS 'The provider''s name.';
 
@@ -550,7 +713,9 @@ COMMENT ON COLUMN taffrail.api_jobs.id IS 'The id of the job''s row in api_usage
 
 COMMENT ON COLUMN taffrail.api_jobs.submitted_at IS 'When it was submitted.';
 
-COMMENT ON COLUMN taffrail.api_jobs.ended_at IS 'When it ended.';
+COMMENT ON COLUMN taffrail.api_jobs.ended_at IS 'When it was first seen to have ended.';
+
+COMMENT ON COLUMN taffrail.api_jobs.is_settled IS 'Whether the half of its end is all that will be told of it.';
 
 COMMENT ON COLUMN taffrail.api_jobs.submit_half IS 'What the process that submitted it knows.';
 
@@ -558,7 +723,7 @@ COMMENT ON COLUMN taffrail.api_jobs.end_half IS 'What the process that saw its e
 
 COMMENT ON COLUMN taffrail.api_jobs.recorded_at IS 'When its row was made; null while the job is open.';
 
-COMMENT ON COLUMN taffrail.api_jobs.updated_at IS 'When a half last arrived.';
+COMMENT ON COLUMN taffrail.api_jobs.updated_at IS 'When a half, or the row, last arrived.';
 
 CREATE TABLE taffrail.api_provider_balances (
     provider text NOT NULL,
@@ -843,9 +1008,6 @@ COMMENT ON COLUMN taffrail.retention.kept_from IS 'The first day that was not dr
 COMMENT ON COLUMN taffrail.retention.changed_at IS 'When a day was last dropped.';
 
 ALTER TABLE ONLY taffrail.api_jobs
-    ADD CONSTRAINT api_jobs_id_key UNIQUE (id);
-
-ALTER TABLE ONLY taffrail.api_jobs
     ADD CONSTRAINT api_jobs_pkey PRIMARY KEY (provider, job_id);
 
 ALTER TABLE ONLY taffrail.api_provider_balances
@@ -864,6 +1026,8 @@ ALTER TABLE ONLY taffrail.reader_scopes
     ADD CONSTRAINT reader_scopes_reader_namespace_team_key UNIQUE NULLS NOT DISTINCT (reader, namespace, team);
 
 CREATE INDEX api_jobs_open ON taffrail.api_jobs USING btree (updated_at) WHERE (recorded_at IS NULL);
+
+CREATE INDEX api_jobs_recorded ON taffrail.api_jobs USING btree (recorded_at) WHERE (recorded_at IS NOT NULL);
 
 CREATE INDEX api_usage_logs_outcome ON ONLY taffrail.api_usage_logs USING btree (outcome, started_at DESC, id DESC) WHERE (outcome <> 'ok'::text);
 
@@ -920,11 +1084,17 @@ REVOKE ALL ON FUNCTION taffrail.days_ahead_max() FROM PUBLIC;
 REVOKE ALL ON FUNCTION taffrail.drop_aggregates(before date, rows_max integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.drop_aggregates(before date, rows_max integer) TO taffrail_balance;
 
+REVOKE ALL ON FUNCTION taffrail.drop_jobs(before date, rows_max integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.drop_jobs(before date, rows_max integer) TO taffrail_balance;
+
 REVOKE ALL ON FUNCTION taffrail.drop_oldest_partition(before date) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.drop_oldest_partition(before date) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.ensure_partition(wanted date) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.ensure_partition(wanted date) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.exchange_jobs(batch text) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.exchange_jobs(batch text) TO taffrail_ingest;
 
 REVOKE ALL ON FUNCTION taffrail.has_partition(wanted date) FROM PUBLIC;
 
@@ -938,8 +1108,12 @@ GRANT ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution json
 
 REVOKE ALL ON FUNCTION taffrail.outcome_class(outcome text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) TO taffrail_balance;
+
 REVOKE ALL ON FUNCTION taffrail.record_usage(batch text) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.record_usage(batch text) TO taffrail_ingest;
+GRANT ALL ON FUNCTION taffrail.record_usage(batch text) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.schema_version() FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.schema_version() TO taffrail_ingest;

@@ -311,7 +311,7 @@ fn kind_of(schema: &Value, default: Option<&Value>, path: &[String]) -> Kind {
     let default = default.and_then(Value::as_str).unwrap_or_default();
     if path.first().is_some_and(|section| section == "schedule") {
         Kind::Cron
-    } else if name == "dir" || name.ends_with("_file") {
+    } else if name == "dir" || name.ends_with("_dir") || name.ends_with("_file") {
         Kind::Path
     } else if name == "listen" || name.ends_with("_listen") {
         Kind::Address

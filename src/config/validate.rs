@@ -16,7 +16,9 @@ use crate::metrics::labels::{
     ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
 };
 use crate::provider;
-use crate::proxy::{AttributionConfig, KEY_FIELDS, Providers, Upstream, UpstreamUrlError};
+use crate::proxy::{
+    self, AttributionConfig, KEY_FIELDS, Providers, ServerTls, Upstream, UpstreamUrlError,
+};
 use crate::store::Dimension;
 use crate::telemetry;
 
@@ -41,6 +43,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let mut rules = Rules(Vec::new());
     rules.listeners(config);
     rules.proxy(config);
+    rules.tls(&config.proxy);
     rules.admin(config);
     rules.journal(config);
     rules.store(config);
@@ -68,13 +71,23 @@ impl Rules {
     }
 
     fn listeners(&mut self, config: &Config) {
+        if let Some(url) = &config.proxy.public_url {
+            self.url(KeyPath::new(["proxy", "public_url"]), url);
+        }
         let (proxy, admin) = (config.proxy.listen, config.admin.listen);
-        if overlap(proxy, admin) {
-            self.add(
-                KeyPath::new(["proxy", "listen"]),
-                format!("{proxy} is taken by admin.listen = {admin}"),
-                "an address that no other listener has",
-            );
+        let mut differ = |name: &str, own: SocketAddr, other_name: &str, other: SocketAddr| {
+            if overlap(own, other) {
+                self.add(
+                    KeyPath::new(["proxy", name]),
+                    format!("{own} is taken by {other_name} = {other}"),
+                    "an address that no other listener has",
+                );
+            }
+        };
+        differ("listen", proxy, "admin.listen", admin);
+        if let Some(tls) = config.proxy.tls_listen {
+            differ("tls_listen", tls, "proxy.listen", proxy);
+            differ("tls_listen", tls, "admin.listen", admin);
         }
     }
 
@@ -109,6 +122,40 @@ impl Rules {
                 format!("{} is too little for a usual head", proxy.head_bytes_max),
                 "8KiB or more",
             );
+        }
+    }
+
+    /// The files of `proxy.tls_listen`.
+    fn tls(&mut self, proxy: &proxy::Config) {
+        let key = |name: &str| KeyPath::new(["proxy", name]);
+        let accepted = "tls_cert_file and tls_key_file together, or neither for a local authority";
+        match (&proxy.tls_cert_file, &proxy.tls_key_file) {
+            (Some(_), None) => self.add(key("tls_cert_file"), "set without tls_key_file", accepted),
+            (None, Some(_)) => self.add(key("tls_key_file"), "set without tls_cert_file", accepted),
+            (Some(_), Some(_)) if proxy.tls_listen.is_none() => self.add(
+                key("tls_cert_file"),
+                "set, but nothing serves it",
+                "tls_listen with it, such as \"127.0.0.1:4843\"",
+            ),
+            (Some(certificate), Some(private)) => {
+                let unreadable = [("tls_cert_file", certificate), ("tls_key_file", private)]
+                    .into_iter()
+                    .filter_map(|(name, path)| Some((name, check_file(path).err()?)));
+                let unreadable: Vec<(&str, String)> = unreadable.collect();
+                if unreadable.is_empty()
+                    && let Err(error) = ServerTls::from_files(certificate, private)
+                {
+                    let accepted = "a certificate and the private key that it was made for, as PEM";
+                    self.add(key("tls_cert_file"), error.to_string(), accepted);
+                }
+                for (name, what) in unreadable {
+                    self.add(key(name), what, "the path of a readable file");
+                }
+            }
+            (None, None) => {}
+        }
+        if proxy.tls_ca_dir.as_os_str().is_empty() {
+            self.add(key("tls_ca_dir"), "empty", "the path of a directory");
         }
     }
 

@@ -85,11 +85,22 @@ fn compare(tally: &Tally, totals: &Totals) -> Vec<String> {
         let rows = totals.quantities.get(unit).copied().unwrap_or_default();
         hold(unit.as_str(), clients.to_string(), rows.to_string());
     }
-    if let Some(stated) = tally.stated_cost {
-        let stated = DecimalSum::from(stated.dollars()).to_string();
+    let unknown = || "unknown".to_owned();
+    let charged = match tally.charged {
+        Some(charged) => Some(DecimalSum::from(charged.dollars()).to_string()),
+        None if tally.unpriced == tally.requests => Some(unknown()),
+        // For the price catalogue to know.
+        None => None,
+    };
+    if let Some(charged) = charged {
         let rows = totals.cost_usd.map(|cost| cost.to_string());
-        hold("cost", stated, rows.unwrap_or_else(|| "unknown".to_owned()));
+        hold("cost", charged, rows.unwrap_or_else(unknown));
     }
+    hold(
+        "unpriced requests",
+        tally.unpriced.to_string(),
+        totals.unpriced_requests.to_string(),
+    );
     differences
 }
 
@@ -111,10 +122,12 @@ mod tests {
         let tally = Tally {
             requests: 2,
             usage: Usage::new().with(Unit::Input, 30).with(Unit::Output, 4),
-            stated_cost: Usd::from_json_number("0.0012"),
+            charged: Usd::from_json_number("0.0012"),
+            unpriced: 0,
         };
         Counts {
             tallies: BTreeMap::from([(key, tally)]),
+            polls: 0,
             surprises: Vec::new(),
         }
     }
@@ -159,6 +172,17 @@ mod tests {
                 "openrouter m ok f: requests: the clients say 2, the rows 1",
                 "openrouter m ok f: output: the clients say 4, the rows 0",
                 "openrouter m ok f: cost: the clients say 0.0012, the rows unknown",
+            ]
+        );
+        let mut jobs = counts();
+        for tally in jobs.tallies.values_mut() {
+            (tally.charged, tally.unpriced) = (None, 2);
+        }
+        assert_eq!(
+            differences(&jobs, &[row(Some("f"), totals())]),
+            [
+                "openrouter m ok f: cost: the clients say unknown, the rows 0.0012",
+                "openrouter m ok f: unpriced requests: the clients say 2, the rows 0",
             ]
         );
         let mut unsent = row(Some("f"), totals());

@@ -12,6 +12,7 @@ use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model::{
 use prost::Message;
 
 use crate::fault::{Outcome, OutcomeClass};
+use crate::record::Operation;
 
 /// The `Accept` header of a scrape that [`Board::read`] understands.
 pub const ACCEPT: &str = "application/vnd.google.protobuf; \
@@ -20,7 +21,7 @@ pub const ACCEPT: &str = "application/vnd.google.protobuf; \
 /// What a provider's traffic came to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Line {
-    /// Requests that ended.
+    /// Requests that ended, and jobs that are settled.
     pub requests: u64,
     /// Requests that were answered.
     pub ok: u64,
@@ -127,6 +128,8 @@ impl Board {
         let value = metric.counter.as_ref().map_or(0.0, |counter| counter.value);
         let line = self.lines.entry(label("provider").to_owned()).or_default();
         match family {
+            // The polls of a job are no requests of their own; a job is one once it is settled.
+            "taffrail_requests_total" if is_control(label("operation")) => {}
             "taffrail_requests_total" => {
                 let count = as_count(value);
                 line.requests += count;
@@ -160,6 +163,10 @@ impl Board {
             _ => {}
         }
     }
+}
+
+fn is_control(operation: &str) -> bool {
+    Operation::from_name(operation).is_some_and(Operation::is_control)
 }
 
 /// A counter of whole things as such; the exposition has floats only.
@@ -229,7 +236,8 @@ mod tests {
             family(
                 "taffrail_requests_total",
                 vec![
-                    counter(&[openai, ("outcome", "ok")], 5.0),
+                    counter(&[openai, ("operation", "chat"), ("outcome", "ok")], 5.0),
+                    counter(&[openai, ("operation", "control"), ("outcome", "ok")], 9.0),
                     counter(&[openai, ("outcome", "rate_limited")], 2.0),
                     counter(&[openai, ("outcome", "client_cancelled")], 1.0),
                 ],

@@ -1,6 +1,6 @@
 //! `taffrail demo`: the whole product on one machine, with no key and no server.
 //!
-//! Look-alikes of three vendors, the real proxy in front of them, a few applications that all
+//! Look-alikes of five vendors, the real proxy in front of them, a few applications that all
 //! talk at once, and the embedded store in a temporary folder. A live view while it runs, then
 //! the report of `taffrail usage`, held to what the clients counted themselves, then what to try
 //! next. Nothing leaves the machine, and the folder goes when the demo ends.
@@ -76,7 +76,8 @@ pub async fn run(seconds: Option<u64>) -> anyhow::Result<()> {
     let demo = Demo::start(Ports::Usual).await?;
     telemetry::init(&demo.config.log)?;
     say(&format!(
-        "Look-alikes of OpenAI, Anthropic and OpenRouter; nothing leaves this machine.\n\
+        "Look-alikes of OpenAI, Anthropic, OpenRouter, Replicate and fal; nothing leaves\n\
+         this machine.\n\
          \x20 proxy    http://{}\n\
          \x20 metrics  http://{}/metrics\n",
         demo.proxy(),
@@ -389,8 +390,10 @@ impl Demo {
 fn verdict(counts: &Counts, differences: &[String]) -> String {
     if differences.is_empty() {
         return format!(
-            "The clients counted the same: {} requests, token for token.",
-            counts.requests()
+            "The clients counted the same: {} requests, token for token and unit for unit.\n\
+             Jobs count once, however often they were asked for: {} times.",
+            counts.requests(),
+            counts.polls
         );
     }
     format!(
@@ -429,10 +432,11 @@ fn config_text(
          [log]\nlevel = \"warn\"\n"
     );
     for lookalike in lookalikes {
-        let (name, upstream) = (lookalike.vendor().name(), lookalike.upstream());
-        config.push_str(&format!(
-            "\n[providers.{name}]\nupstream = \"{upstream}\"\n"
-        ));
+        for (route, upstream) in lookalike.upstreams() {
+            config.push_str(&format!(
+                "\n[providers.{route}]\nupstream = \"{upstream}\"\n"
+            ));
+        }
     }
     Ok(config)
 }
@@ -487,7 +491,7 @@ mod tests {
             "127.0.0.1:1".parse().unwrap(),
             "127.0.0.1:2".parse().unwrap(),
         );
-        let upstream = lookalike.upstream();
+        let (_, upstream) = lookalike.upstreams().next().unwrap();
         let text = config_text(folder.path(), proxy, admin, &[lookalike]).unwrap();
         std::fs::write(config_file(folder.path()), text).unwrap();
         let sources = Sources {

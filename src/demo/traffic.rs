@@ -1,8 +1,9 @@
 //! The demo's clients: a few applications of a few teams, all talking at once through the proxy.
 //!
 //! Which requests are made follows from a seed and a number alone, so that every client knows
-//! beforehand what each of its requests will be billed. What the clients saw is added up in
-//! [`Counts`], without any help from Taffrail: the report is held to it.
+//! beforehand what each of its requests will be billed. A job is followed by the URLs that the
+//! answers name, as the vendors' own clients do. What the clients saw is added up in [`Counts`],
+//! without any help from Taffrail: the report is held to it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,10 +13,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -23,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::dice::Dice;
-use super::lookalike::{CASE_HEADER, Case, Foresight, Vendor, foresee};
+use super::lookalike::{CASE_HEADER, Case, Foresight, Vendor, foresee, foresee_work};
 use crate::fault::Outcome;
 use crate::money::Usd;
 use crate::usage::Usage;
@@ -36,6 +38,12 @@ const THINKING_MILLIS: (u64, u64) = (60, 420);
 
 /// How long a client waits for an answer to end before it counts it as a surprise.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a client waits before it asks how its job is.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often an impatient client asks.
+const POLLS_BEFORE_GIVING_UP: u32 = 2;
 
 /// The attribution label of the demo, and the header that gives its value.
 pub const FEATURE_LABEL: &str = "feature";
@@ -64,6 +72,10 @@ enum Shape {
     Stream,
     /// For a stream with its usage, in OpenAI's way.
     StreamWithUsage,
+    /// For a job that is held until its end, in Replicate's way.
+    Wait,
+    /// For a job, and then how it is, until it has ended.
+    Job,
 }
 
 impl Shape {
@@ -75,6 +87,10 @@ impl Shape {
 const CHAT: &str = "/v1/chat/completions";
 const MESSAGES: &str = "/v1/messages";
 const OPENROUTER_CHAT: &str = "/api/v1/chat/completions";
+const PREDICTIONS: &str = "/v1/predictions";
+
+/// The version of the model that is asked for without its name.
+const SDXL_VERSION: &str = "39ed52f2a78e934b3ba6e2a89f5b1c712de7dfea535525255b1aa35c5565e08b";
 
 const APPS: &[App] = &[
     App {
@@ -157,6 +173,54 @@ const APPS: &[App] = &[
         prompt: (1_000, 8_000),
         shape: Shape::Stream,
     },
+    App {
+        feature: "summaries",
+        vendor: Vendor::Replicate,
+        path: "/v1/models/meta/meta-llama-3-70b-instruct/predictions",
+        model: "meta/meta-llama-3-70b-instruct",
+        prompt: (1_000, 6_000),
+        shape: Shape::Job,
+    },
+    App {
+        feature: "thumbnails",
+        vendor: Vendor::Replicate,
+        path: "/v1/models/black-forest-labs/flux-schnell/predictions",
+        model: "black-forest-labs/flux-schnell",
+        prompt: (40, 200),
+        shape: Shape::Wait,
+    },
+    App {
+        feature: "marketing",
+        vendor: Vendor::Replicate,
+        path: PREDICTIONS,
+        model: "stability-ai/sdxl",
+        prompt: (60, 300),
+        shape: Shape::Job,
+    },
+    App {
+        feature: "marketing",
+        vendor: Vendor::Fal,
+        path: "/fal-ai/flux/dev",
+        model: "fal-ai/flux/dev",
+        prompt: (60, 300),
+        shape: Shape::Unary,
+    },
+    App {
+        feature: "thumbnails",
+        vendor: Vendor::Fal,
+        path: "/fal-ai/flux/schnell",
+        model: "fal-ai/flux/schnell",
+        prompt: (40, 200),
+        shape: Shape::Job,
+    },
+    App {
+        feature: "marketing",
+        vendor: Vendor::Fal,
+        path: "/fal-ai/kling-video/v2.1/standard/text-to-video",
+        model: "fal-ai/kling-video/v2.1/standard/text-to-video",
+        prompt: (60, 300),
+        shape: Shape::Job,
+    },
 ];
 
 /// The troubles of the day: what happens, to which application, and whether its client gives up.
@@ -167,6 +231,15 @@ const TROUBLES: &[(Case, &str, bool)] = &[
     (Case::Overloaded, "claude-sonnet-5-5", false),
     (Case::Truncated, "gpt-6-luna", false),
     (Case::QuotaExhausted, "text-embedding-3-small", false),
+    (Case::ErrorInStream, "meta/meta-llama-3-70b-instruct", false),
+    (Case::Slow, "stability-ai/sdxl", true),
+    (Case::ErrorInStream, "fal-ai/flux/schnell", false),
+    (Case::RateLimited, "fal-ai/flux/dev", false),
+    (
+        Case::QuotaExhausted,
+        "black-forest-labs/flux-schnell",
+        false,
+    ),
     (Case::ErrorInStream, "claude-sonnet-5-5", false),
     (Case::Slow, "gpt-6.1-sol", true),
     (Case::ErrorInStream, "anthropic/claude-sonnet-5.5", false),
@@ -185,9 +258,9 @@ struct Plan {
     feature: &'static str,
     path: &'static str,
     body: String,
-    accepts_gzip: bool,
+    shape: Shape,
     case: Case,
-    /// Whether the client drops the stream after its first pieces.
+    /// Whether the client drops the stream after its first pieces, or cancels the job.
     gives_up: bool,
     foresight: Foresight,
 }
@@ -215,13 +288,20 @@ impl Plan {
             }
         };
         let body = app.body(&mut dice);
-        let foresight = foresee(app.vendor, app.path, body.as_bytes(), case, gives_up)?;
+        let (vendor, path, bytes) = (app.vendor, app.path, body.as_bytes());
+        let foresight = match vendor {
+            Vendor::Replicate | Vendor::Fal => {
+                let is_job = vendor == Vendor::Replicate || app.shape == Shape::Job;
+                foresee_work(vendor, path, bytes, case, is_job, gives_up)?
+            }
+            _ => foresee(vendor, path, bytes, case, gives_up)?,
+        };
         Some(Plan {
             vendor: app.vendor,
             feature: app.feature,
             path: app.path,
             body,
-            accepts_gzip: app.shape == Shape::Gzip,
+            shape: app.shape,
             case,
             gives_up,
             foresight,
@@ -229,26 +309,44 @@ impl Plan {
     }
 
     fn request(&self, proxy: SocketAddr) -> anyhow::Result<Request<Full<Bytes>>> {
-        let uri = format!("/{}{}", self.vendor.name(), self.path);
-        let mut request = Request::post(uri)
-            .header(header::HOST, proxy.to_string())
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(FEATURE_HEADER, self.feature);
-        let key = format!("demo-key-of-{}", self.feature);
-        request = match self.vendor {
-            Vendor::Anthropic => request
-                .header("x-api-key", format!("sk-ant-{key}"))
-                .header("anthropic-version", "2023-06-01"),
-            _ => request.header(header::AUTHORIZATION, format!("Bearer sk-{key}")),
+        let route = match (self.vendor, self.shape) {
+            (Vendor::Fal, Shape::Job) => "fal-queue",
+            (vendor, _) => vendor.name(),
         };
+        let mut request = self
+            .request_to(proxy, &format!("/{route}{}", self.path))
+            .method(Method::POST)
+            .header(header::CONTENT_TYPE, "application/json");
         if self.case != Case::Good {
             request = request.header(CASE_HEADER, self.case.as_str());
         }
-        if self.accepts_gzip {
+        if self.shape == Shape::Wait {
+            request = request.header("prefer", "wait");
+        }
+        if self.shape == Shape::Gzip {
             request = request.header(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         }
         let body = Full::new(Bytes::from(self.body.clone()));
         request.body(body).context("cannot build a request")
+    }
+
+    /// A request of the application, with its key, to a path of the proxy.
+    fn request_to(&self, proxy: SocketAddr, path: &str) -> http::request::Builder {
+        let request = Request::builder()
+            .uri(path)
+            .header(header::HOST, proxy.to_string())
+            .header(FEATURE_HEADER, self.feature);
+        let key = format!("demo-key-of-{}", self.feature);
+        let (name, key) = match self.vendor {
+            Vendor::Anthropic => {
+                let request = request.header("anthropic-version", "2023-06-01");
+                return request.header("x-api-key", format!("sk-ant-{key}"));
+            }
+            Vendor::Replicate => (header::AUTHORIZATION, format!("Bearer r8_{key}")),
+            Vendor::Fal => (header::AUTHORIZATION, format!("Key {key}")),
+            _ => (header::AUTHORIZATION, format!("Bearer sk-{key}")),
+        };
+        request.header(name, key)
     }
 
     /// What the client will see of it.
@@ -256,6 +354,8 @@ impl Plan {
         match self.foresight.outcome {
             Outcome::ClientCancelled => Seen::GivenUp,
             Outcome::UpstreamTruncated => Seen::BrokenOff,
+            Outcome::JobFailed => Seen::Failed,
+            Outcome::Ok if self.shape == Shape::Wait => Seen::Ended(StatusCode::CREATED),
             _ => Seen::Ended(self.foresight.status),
         }
     }
@@ -278,6 +378,21 @@ impl App {
                 format!(
                     r#"{{"model":"{model}","max_tokens":1024,"system":[{{"type":"text","text":{rules},"cache_control":{{"type":"ephemeral"{lifetime}}}}}],"messages":[{{"role":"user","content":{prompt}}}]"#
                 )
+            }
+            (Vendor::Replicate, PREDICTIONS) => {
+                format!(r#"{{"version":"{SDXL_VERSION}","input":{{"prompt":{prompt}}}"#)
+            }
+            (Vendor::Replicate, _) if self.shape == Shape::Wait => {
+                let count = dice.between((1, 4));
+                format!(r#"{{"input":{{"prompt":{prompt},"num_outputs":{count}}}"#)
+            }
+            (Vendor::Replicate, _) => format!(r#"{{"input":{{"prompt":{prompt}}}"#),
+            (Vendor::Fal, path) if path.ends_with("-to-video") => {
+                format!(r#"{{"prompt":{prompt},"duration":"5""#)
+            }
+            (Vendor::Fal, _) => {
+                let count = dice.between((1, 4));
+                format!(r#"{{"prompt":{prompt},"image_size":"landscape_4_3","num_images":{count}"#)
             }
             (_, "/v1/responses" | "/v1/embeddings") => {
                 format!(r#"{{"model":"{model}","input":{prompt}"#)
@@ -304,8 +419,55 @@ enum Seen {
     Ended(StatusCode),
     /// It broke off.
     BrokenOff,
-    /// The client dropped it.
+    /// The client dropped it, or cancelled the job.
     GivenUp,
+    /// The job failed.
+    Failed,
+}
+
+/// How a job is, as its client reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    /// It has not ended; ask again there.
+    Open {
+        poll: String,
+        cancel: String,
+    },
+    /// It has ended, and its result is there.
+    Made {
+        result: String,
+    },
+    /// It has ended, and this was the result.
+    Ended,
+    Failed,
+}
+
+impl Told {
+    /// What an answer about a job says, in the vendor's words.
+    fn read(vendor: Vendor, body: &[u8]) -> anyhow::Result<Told> {
+        let body: Value = serde_json::from_slice(body).context("a job's answer is no JSON")?;
+        let text = |pointer: &str| {
+            let text = body.pointer(pointer).and_then(Value::as_str);
+            text.map(str::to_owned)
+                .with_context(|| format!("a job's answer has no {pointer}"))
+        };
+        let (poll, cancel) = match vendor {
+            Vendor::Fal => ("/status_url", "/cancel_url"),
+            _ => ("/urls/get", "/urls/cancel"),
+        };
+        Ok(match text("/status")?.as_str() {
+            "succeeded" => Told::Ended,
+            "failed" => Told::Failed,
+            "COMPLETED" if body.get("error").is_some() => Told::Failed,
+            "COMPLETED" => Told::Made {
+                result: text("/response_url")?,
+            },
+            _ => Told::Open {
+                poll: text(poll)?,
+                cancel: text(cancel)?,
+            },
+        })
+    }
 }
 
 /// A sum over requests of one kind.
@@ -315,15 +477,18 @@ pub struct Tally {
     pub requests: u64,
     /// What they consumed, as far as the vendor said.
     pub usage: Usage,
-    /// The sum of the costs that the vendor stated, if it stated any.
-    pub stated_cost: Option<Usd>,
+    /// The sum of what the vendor charged, as far as its prices are known here.
+    pub charged: Option<Usd>,
+    /// How many of them cost something that nobody can know.
+    pub unpriced: u64,
 }
 
 impl Tally {
     fn add(&mut self, other: &Tally) {
         self.requests += other.requests;
         self.usage = Usage::total_of([&self.usage, &other.usage]);
-        self.stated_cost = match (self.stated_cost, other.stated_cost) {
+        self.unpriced += other.unpriced;
+        self.charged = match (self.charged, other.charged) {
             (Some(mine), Some(theirs)) => Some(mine + theirs),
             (mine, theirs) => mine.or(theirs),
         };
@@ -346,8 +511,10 @@ pub struct Key {
 /// What the clients counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// The sums.
+    /// The sums, to which a job counts once.
     pub tallies: BTreeMap<Key, Tally>,
+    /// How often a job was asked for.
+    pub polls: u64,
     /// Requests that became something else than was foreseen.
     pub surprises: Vec<String>,
 }
@@ -362,6 +529,7 @@ impl Counts {
         for (key, tally) in other.tallies {
             self.tallies.entry(key).or_default().add(&tally);
         }
+        self.polls += other.polls;
         self.surprises.extend(other.surprises);
     }
 
@@ -389,7 +557,8 @@ impl Counts {
         self.tallies.entry(key).or_default().add(&Tally {
             requests: 1,
             usage: foresight.usage.clone(),
-            stated_cost: foresight.stated_cost,
+            charged: foresight.charged,
+            unpriced: u64::from(foresight.unpriced.is_some()),
         });
     }
 }
@@ -451,7 +620,8 @@ impl Client {
                 counts.surprises.push(format!("no plan for {number}"));
                 continue;
             };
-            let seen = match tokio::time::timeout(ANSWER_TIMEOUT, self.perform(&plan)).await {
+            let performed = self.perform(&plan, &mut counts.polls);
+            let seen = match tokio::time::timeout(ANSWER_TIMEOUT, performed).await {
                 Ok(seen) => seen,
                 Err(_) => Err(anyhow::anyhow!("no end after {ANSWER_TIMEOUT:?}")),
             };
@@ -459,31 +629,95 @@ impl Client {
         }
     }
 
-    /// Sends the request on the kept connection, or on a new one, and reads the answer.
-    async fn perform(&mut self, plan: &Plan) -> anyhow::Result<Seen> {
+    /// Sends the request, and follows the job that the answer tells of, if it is one.
+    async fn perform(&mut self, plan: &Plan, polls: &mut u64) -> anyhow::Result<Seen> {
+        let is_job = plan.shape == Shape::Job;
+        let drops = plan.gives_up && !is_job;
+        let (seen, body) = self.exchange(plan.request(self.proxy)?, drops).await?;
+        match seen {
+            Seen::Ended(status) if is_job && status.is_success() => {
+                self.follow(plan, body, polls).await
+            }
+            _ => Ok(seen),
+        }
+    }
+
+    /// Asks how a job is until it has ended, at the URLs that the answers name.
+    async fn follow(
+        &mut self,
+        plan: &Plan,
+        mut answer: Vec<u8>,
+        all_polls: &mut u64,
+    ) -> anyhow::Result<Seen> {
+        let mut polls = 0;
+        loop {
+            let poll = match Told::read(plan.vendor, &answer)? {
+                Told::Ended => return Ok(Seen::Ended(StatusCode::OK)),
+                Told::Failed => return Ok(Seen::Failed),
+                Told::Made { result } => {
+                    let request = self.follow_up(plan, Method::GET, &result)?;
+                    let (seen, _) = self.exchange(request, false).await?;
+                    return Ok(seen);
+                }
+                Told::Open { cancel, .. } if plan.gives_up && polls == POLLS_BEFORE_GIVING_UP => {
+                    let request = self.follow_up(plan, Method::POST, &cancel)?;
+                    self.exchange(request, false).await?;
+                    return Ok(Seen::GivenUp);
+                }
+                Told::Open { poll, .. } => poll,
+            };
+            tokio::time::sleep(POLL_INTERVAL).await;
+            polls += 1;
+            *all_polls += 1;
+            let request = self.follow_up(plan, Method::GET, &poll)?;
+            (_, answer) = self.exchange(request, false).await?;
+        }
+    }
+
+    /// A request to a URL that an answer named, which must lead through the proxy.
+    fn follow_up(
+        &self,
+        plan: &Plan,
+        method: Method,
+        url: &str,
+    ) -> anyhow::Result<Request<Full<Bytes>>> {
+        let path = url.strip_prefix(&format!("http://{}", self.proxy));
+        let path = path.with_context(|| format!("{url} leads past the proxy"))?;
+        let request = plan.request_to(self.proxy, path).method(method);
+        request
+            .body(Full::default())
+            .context("cannot build a request")
+    }
+
+    /// Sends a request on the kept connection, or on a new one, and reads the answer: its first
+    /// pieces alone if the client `drops` it.
+    async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+        drops: bool,
+    ) -> anyhow::Result<(Seen, Vec<u8>)> {
         let mut connection = match self.connection.take() {
             Some(connection) if !connection.sender.is_closed() => connection,
             _ => self.connect().await?,
         };
-        let request = plan.request(self.proxy)?;
         connection.sender.ready().await?;
         let response = connection.sender.send_request(request).await?;
         let status = response.status();
         let mut body = response.into_body();
-        let mut frames = 0;
+        let (mut frames, mut read) = (0, Vec::new());
         while let Some(frame) = body.frame().await {
             frames += 1;
             match frame {
-                Err(_) => return Ok(Seen::BrokenOff),
+                Err(_) => return Ok((Seen::BrokenOff, read)),
                 // The connection is dropped with it.
-                Ok(_) if plan.gives_up && frames > FRAMES_BEFORE_GIVING_UP => {
-                    return Ok(Seen::GivenUp);
+                Ok(_) if drops && frames > FRAMES_BEFORE_GIVING_UP => {
+                    return Ok((Seen::GivenUp, read));
                 }
-                Ok(_) => {}
+                Ok(frame) => read.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
             }
         }
         self.connection = Some(connection);
-        Ok(Seen::Ended(status))
+        Ok((Seen::Ended(status), read))
     }
 
     async fn connect(&self) -> anyhow::Result<Connection> {
@@ -519,7 +753,10 @@ mod tests {
 
     #[test]
     fn every_application_and_every_trouble_comes_to_pass_in_the_shortest_demo() {
-        let plans: Vec<Plan> = (0..21).map(|number| Plan::of(1, number).unwrap()).collect();
+        let first = u64::try_from(APPS.len() + TROUBLES.len()).unwrap();
+        let plans: Vec<Plan> = (0..first)
+            .map(|number| Plan::of(1, number).unwrap())
+            .collect();
         let models: Vec<&str> = plans.iter().map(|plan| plan.foresight.model).collect();
         let served = "gpt-4o-mini-2024-07-18";
         for app in APPS {
@@ -537,6 +774,7 @@ mod tests {
             Outcome::UpstreamError,
             Outcome::UpstreamTruncated,
             Outcome::ClientCancelled,
+            Outcome::JobFailed,
         ] {
             let found = plans.iter().any(|plan| plan.foresight.outcome == outcome);
             assert!(found, "{outcome}");

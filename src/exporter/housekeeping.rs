@@ -83,6 +83,8 @@ async fn go_round(store: &Store, retention: &Retention) -> Result<(), StoreError
         tracing::info!(buckets, %before, "dropped old sums");
     }
     let before = first_kept(today, retention.logs);
+    // A job is remembered for as long as its row: so long, a late look at it makes no second one.
+    while store.drop_jobs(before).await? > 0 {}
     let mut last = None;
     while let Some(day) = store.drop_logs(before).await? {
         if last.replace(day) != Some(day) {

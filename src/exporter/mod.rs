@@ -1,9 +1,10 @@
 //! What runs by the clock, once for a fleet, and has nothing to do with a request: so far the
-//! store's housekeeping.
+//! store's housekeeping, and the rows of jobs whose processes are gone.
 //!
 //! [`schedule`] says when, the other modules what. They are given a store and their own
 //! configuration; how a run ended is a metric and a line in the log, never an error of somebody
 //! else. Nothing here may hold up the drain.
 
 pub mod housekeeping;
+pub mod jobs;
 pub mod schedule;

@@ -285,6 +285,16 @@ pub const CONNECTIONS_REFUSED: Descriptor = family(
 )
 .diagnostic();
 
+/// Failed TLS handshakes.
+pub const TLS_HANDSHAKE_FAILURES: Descriptor = family(
+    Counter,
+    Traffic,
+    "taffrail_tls_handshake_failures_total",
+    &["reason"],
+    "TLS handshakes with clients that failed",
+)
+.diagnostic();
+
 /// Retries of upstream exchanges.
 pub const UPSTREAM_RETRIES: Descriptor = family(
     Counter,
@@ -608,6 +618,7 @@ pub const ALL: &[&Descriptor] = &[
     &REWRITES,
     &CONNECTIONS,
     &CONNECTIONS_REFUSED,
+    &TLS_HANDSHAKE_FAILURES,
     &UPSTREAM_RETRIES,
     &PROXY_ERRORS,
     &TOKENS,

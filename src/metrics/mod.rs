@@ -43,7 +43,8 @@ use self::records::Records;
 use self::series::{Budget, Handles, Key, Series, SeriesMap};
 use self::values::ExactCounter;
 pub use self::vocabulary::{
-    JournalFault, Limit, Listener, Phase, ProxyError, Reason, Rewrite, RunResult, Stage,
+    HandshakeFault, JournalFault, Limit, Listener, Phase, ProxyError, Reason, Rewrite, RunResult,
+    Stage,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;
@@ -300,6 +301,9 @@ impl Metrics {
             families.connections.with(&[listener.as_str()]);
             families.connections_refused.with(&[listener.as_str()]);
         }
+        for reason in HandshakeFault::ALL {
+            families.handshake_failures.with(&[reason.as_str()]);
+        }
         for reason in ProxyError::ALL {
             families.proxy_errors.with(&[reason.as_str()]);
         }
@@ -481,6 +485,12 @@ impl Metrics {
     pub fn connection_refused(&self, listener: Listener) {
         let refused = &self.families.connections_refused;
         refused.with(&[listener.as_str()]).inc();
+    }
+
+    /// Counts a TLS handshake with a client that failed.
+    pub fn handshake_failed(&self, reason: HandshakeFault) {
+        let failures = &self.families.handshake_failures;
+        failures.with(&[reason.as_str()]).inc();
     }
 
     /// Takes the rate limits that a response stated at `now`. What is not stated keeps the value

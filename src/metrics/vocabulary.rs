@@ -88,8 +88,24 @@ label_values! {
     Listener {
         /// The proxy.
         Proxy = "proxy",
+        /// The proxy, for applications that insist on https.
+        ProxyTls = "proxy_tls",
         /// The admin endpoints.
         Admin = "admin",
+    }
+}
+
+label_values! {
+    /// Why a client's TLS handshake failed.
+    HandshakeFault {
+        /// The client refused: most likely it does not trust the certificate.
+        Refused = "refused",
+        /// What came was not TLS.
+        NotTls = "not_tls",
+        /// It took too long.
+        Timeout = "timeout",
+        /// The client went away, or offered nothing that is acceptable.
+        Broken = "broken",
     }
 }
 

@@ -29,7 +29,7 @@ use super::source::{Documents, Framing, Source};
 use super::{
     Call, End, Forwarding, JobCall, JobStage, JobView, Meter, Milestone, NAME_BYTES_MAX, Part,
     Provider, RateLimit, Report, RequestFacts, RequestHead, RequestReader, ResponseHead,
-    common_rate_limits, request,
+    common_rate_limits, request, url_selector,
 };
 use crate::fault::{Outcome, ProviderError};
 use crate::record::{Fidelity, Operation};
@@ -56,6 +56,18 @@ pub(crate) static FORWARDING: Forwarding = Forwarding {
     hosts: "fal.run, queue.fal.run, rest.fal.ai",
     resolve,
 };
+
+/// What may come before the owner of an endpoint.
+const NAMESPACES: [&str; 2] = ["workflows", "comfy"];
+
+/// The URLs of a job that its follow-ups go to.
+static JOB_URLS: LazyLock<Selector> = LazyLock::new(|| {
+    url_selector(&[
+        &[Key("status_url")],
+        &[Key("response_url")],
+        &[Key("cancel_url")],
+    ])
+});
 
 /// A host of the vendor's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +174,21 @@ impl Provider for Fal {
             Some(place) => Box::new(FalMeter::new(place, call, head)),
             None => Box::new(chat::meter(call.operation, head, &VENDOR)),
         }
+    }
+
+    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+        // What follows a job up goes without the endpoint's further parts.
+        let mut names = call.model.as_deref()?.split('/');
+        let (mut owner, mut alias) = (names.next()?.to_owned(), names.next()?);
+        if NAMESPACES.contains(&owner.as_str()) {
+            owner = format!("{owner}/{alias}");
+            alias = names.next()?;
+        }
+        Some(format!("/{owner}/{alias}/requests/{job_id}"))
+    }
+
+    fn job_urls(&self, call: &Call) -> Option<&'static Selector> {
+        call.job.as_ref().map(|_| &*JOB_URLS)
     }
 
     fn needs_usage_injection(&self, _call: &Call) -> bool {

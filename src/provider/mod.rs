@@ -24,14 +24,13 @@ mod route;
 mod source;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderName;
 
-use crate::fault::Outcome;
-use crate::money::Usd;
-use crate::record::{Fidelity, Operation};
-use crate::usage::Usage;
+use crate::record::Operation;
+use crate::wire::json::{Path, Selector, Step, Want};
+
+pub use crate::record::{JobStage, JobView, Part, Report, StatedCost};
 
 /// The head of a request, as it goes to the provider.
 #[derive(Debug, Clone, Copy)]
@@ -140,88 +139,6 @@ pub enum End {
     TimedOut,
 }
 
-/// A model and what it consumed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Part {
-    /// The model; `None` means the call's own.
-    pub model: Option<String>,
-    /// What it consumed.
-    pub usage: Usage,
-}
-
-/// A cost that the provider stated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StatedCost {
-    /// To all parties together.
-    pub total: Usd,
-    /// The part that another party bills, as with bring-your-own-key.
-    pub upstream: Option<Usd>,
-}
-
-/// What a response said, once it ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// How it ended: from status, body and in-stream errors, else from the [`End`]. A client
-    /// that leaves after the provider's end mark (`[DONE]`, `message_stop`, a whole JSON body)
-    /// has cancelled nothing, so the caller has nothing to override.
-    pub outcome: Outcome,
-    /// The provider's error code or type.
-    pub error_code: Option<String>,
-    /// The provider's error message, scrubbed.
-    pub error_message: Option<String>,
-    /// The provider's own word for why the answer ended.
-    pub finish_reason: Option<String>,
-    /// The model that answered.
-    pub model_served: Option<String>,
-    /// The party behind a router.
-    pub upstream_provider: Option<String>,
-    /// The tier that is billed.
-    pub service_tier: Option<String>,
-    /// A region that changes the price (`us`).
-    pub region: Option<String>,
-    /// The provider's id of the request or generation.
-    pub provider_request_id: Option<String>,
-    /// The consumption, in disjoint units; none of the parts is empty. Each is priced by itself,
-    /// and several may be of one model: a long context is dearer for each, not for their sum.
-    pub parts: Vec<Part>,
-    /// The cost, if stated.
-    pub stated_cost: Option<StatedCost>,
-    /// The provider's own usage object, as JSON text.
-    pub raw_usage: Option<String>,
-    /// How far the usage can be trusted. An HTTP error, a control call and a job that was merely
-    /// accepted owe none: they are complete without parts.
-    pub fidelity: Fidelity,
-    /// Whether a quantity was inferred by us instead of being stated.
-    pub estimated: bool,
-    /// The job that the response is about, if it is about one.
-    pub job: Option<JobView>,
-}
-
-/// What a response tells of an asynchronous job. Outcome, usage and the rest of its [`Report`]
-/// are then the job's, as far as this view knows them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobView {
-    /// The provider's id of the job.
-    pub id: String,
-    /// How far it is.
-    pub stage: JobStage,
-    /// Its time in the provider's queue, if stated.
-    pub queue: Option<Duration>,
-    /// Its time running, if stated.
-    pub run: Option<Duration>,
-}
-
-/// How far a job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum JobStage {
-    /// It waits or runs.
-    Open,
-    /// It has ended; what it consumed another view tells.
-    Ended,
-    /// It has ended, and this view tells all that will be told of it.
-    Settled,
-}
-
 /// Meters one response. Cannot fail: what it cannot read it reports as such.
 pub trait Meter: Send {
     /// Takes the next decoded bytes of the body.
@@ -259,6 +176,18 @@ pub trait Provider: Send + Sync {
     fn read_request(&self, call: &Call, head: RequestHead<'_>) -> Box<dyn RequestReader>;
     /// A meter for the response; it is given the body decoded from its content encoding.
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter>;
+    /// The path of a GET that tells how the job of this id is, which this call has submitted; `None`
+    /// if there is none.
+    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+        let _ = (call, job_id);
+        None
+    }
+    /// Where the answer to this call holds URLs of a job, which lead past the proxy unless they are
+    /// changed; `None` if it holds none.
+    fn job_urls(&self, call: &Call) -> Option<&'static Selector> {
+        let _ = call;
+        None
+    }
     /// Whether a stream of this call states usage only when `stream_options.include_usage` asks.
     fn needs_usage_injection(&self, call: &Call) -> bool;
     /// Headroom stated in the headers.
@@ -271,7 +200,8 @@ pub const BUILTIN: &[&str] = &[
     azure::NAME,
     anthropic::NAME,
     openrouter::NAME,
-    replicate::NAME,
+    replicate::API,
+    replicate::STREAM,
     fal::RUN,
     fal::QUEUE,
     fal::REST,
@@ -284,7 +214,8 @@ pub fn builtin(name: &str) -> Option<Arc<dyn Provider>> {
         azure::NAME => Arc::new(azure::Azure),
         anthropic::NAME => Arc::new(anthropic::Anthropic),
         openrouter::NAME => Arc::new(openrouter::OpenRouter),
-        replicate::NAME => Arc::new(replicate::Replicate),
+        replicate::API => Arc::new(replicate::Replicate(replicate::Host::Api)),
+        replicate::STREAM => Arc::new(replicate::Replicate(replicate::Host::Stream)),
         fal::RUN => Arc::new(fal::Fal(fal::Host::Run)),
         fal::QUEUE => Arc::new(fal::Fal(fal::Host::Queue)),
         fal::REST => Arc::new(fal::Fal(fal::Host::Rest)),
@@ -316,6 +247,21 @@ pub fn forwarding(route: &str) -> Option<&'static Forwarding> {
 /// A declared provider that speaks the OpenAI dialect (`dialect = "chat"`), under its own name.
 pub fn chat_dialect(name: impl Into<Arc<str>>) -> Arc<dyn Provider> {
     Arc::new(chat::Chat::declared(name))
+}
+
+/// The longest URL of a job that is changed.
+pub const JOB_URL_BYTES_MAX: usize = 2048;
+
+/// A selector of URLs at these paths.
+fn url_selector(paths: &[&'static [Step]]) -> Selector {
+    let paths: Vec<Path> = paths
+        .iter()
+        .map(|steps| Path {
+            steps,
+            want: Want::Text(JOB_URL_BYTES_MAX),
+        })
+        .collect();
+    Selector::new(&paths)
 }
 
 /// Headroom as most vendors state it: OpenAI's and its followers' `x-ratelimit-limit-requests`,

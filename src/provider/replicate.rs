@@ -21,6 +21,7 @@ use super::route::{self, Route, Segments, route};
 use super::{
     Call, End, JobCall, JobStage, JobView, Meter, Milestone, NAME_BYTES_MAX, Part, Provider,
     RateLimit, Report, RequestFacts, RequestHead, RequestReader, ResponseHead, request,
+    url_selector,
 };
 use crate::fault::{Outcome, ProviderError};
 use crate::record::{Fidelity, Operation};
@@ -29,13 +30,30 @@ use crate::wire::json::Step::{self, Key};
 use crate::wire::json::{self, Found, Path, Picker, Selector, Status, Want};
 use crate::wire::sse::{Decoder, Piece};
 
-/// Route, configuration key and label.
-pub(crate) const NAME: &str = "replicate";
+/// Route and configuration key of each host; the first one is the label of both.
+pub(crate) const API: &str = "replicate";
+pub(crate) const STREAM: &str = "replicate-stream";
 
-const UPSTREAM: &str = "https://api.replicate.com";
+/// The provider, at one of its hosts.
+pub(crate) struct Replicate(pub(crate) Host);
 
-/// The provider.
-pub(crate) struct Replicate;
+/// A host of the vendor's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// Takes jobs, and tells how they are.
+    Api,
+    /// Streams their output.
+    Stream,
+}
+
+/// The URLs of a job that its follow-ups go to; `web` is a page for people.
+static JOB_URLS: LazyLock<Selector> = LazyLock::new(|| {
+    url_selector(&[
+        &[Key("urls"), Key("get")],
+        &[Key("urls"), Key("cancel")],
+        &[Key("urls"), Key("stream")],
+    ])
+});
 
 static ROUTES: &[Route] = &[
     route("GET", "/v1/predictions/{id}", Operation::Control),
@@ -84,11 +102,21 @@ static STREAMS: &[Route] = &[route("GET", "/v1/files/*", Operation::Control)];
 
 impl Provider for Replicate {
     fn name(&self) -> &str {
-        NAME
+        match self.0 {
+            Host::Api => API,
+            Host::Stream => STREAM,
+        }
+    }
+
+    fn label(&self) -> &str {
+        API
     }
 
     fn default_upstream(&self) -> Option<&'static str> {
-        Some(UPSTREAM)
+        Some(match self.0 {
+            Host::Api => "https://api.replicate.com",
+            Host::Stream => "https://stream.replicate.com",
+        })
     }
 
     fn recognise(&self, head: RequestHead<'_>) -> Call {
@@ -141,6 +169,18 @@ impl Provider for Replicate {
         } else {
             Box::new(DocumentMeter::new(call, head))
         }
+    }
+
+    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+        let kind = match call.operation {
+            Operation::Training => "trainings",
+            _ => "predictions",
+        };
+        Some(format!("/v1/{kind}/{job_id}"))
+    }
+
+    fn job_urls(&self, call: &Call) -> Option<&'static Selector> {
+        call.job.as_ref().map(|_| &*JOB_URLS)
     }
 
     fn needs_usage_injection(&self, _call: &Call) -> bool {
@@ -827,7 +867,7 @@ mod tests {
 
     fn call(path: &str) -> Call {
         let headers = HeaderMap::new();
-        Replicate.recognise(RequestHead {
+        Replicate(Host::Api).recognise(RequestHead {
             method: &Method::GET,
             path,
             query: None,
@@ -841,7 +881,7 @@ mod tests {
             status: StatusCode::OK,
             headers: &headers,
         };
-        Replicate.meter(call, head)
+        Replicate(Host::Api).meter(call, head)
     }
 
     fn report(body: &str) -> Report {

@@ -3,13 +3,17 @@
 //! A job is several exchanges: its submit, polls, and one that is the first to tell all there is
 //! to know of it. Each is counted as a control call when it happens; the job makes one row, when
 //! it is settled, with the id and the caller of its submit. Until then its intent stays open in
-//! the journal, so that a restart goes on with it.
+//! the journal, so that a restart goes on with it. [`exchange`] is about jobs whose ends are seen by
+//! different processes.
+
+mod exchange;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use http::HeaderValue;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +24,10 @@ use crate::ledger::Ledger;
 use crate::price::PriceBook;
 use crate::provider::{End, JobStage, JobView, Report};
 use crate::proxy::costing;
-use crate::record::{Intent, UsageRecord};
+use crate::record::{Intent, JobEnd, UsageRecord};
+
+use exchange::Others;
+pub use exchange::{attend, row_of_halves};
 
 /// The most jobs that are kept open. One more is recorded as unresolved at once.
 const OPEN_MAX: usize = 10_000;
@@ -33,7 +40,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub followup_after: Duration,
-    /// How long the half of a job that one process saw waits for the half of another.
+    /// How long the half of a job that one process saw waits for the half of another, before the
+    /// exporter records what is known; and how long a job that ended waits for its result.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub join_grace: Duration,
@@ -60,6 +68,8 @@ pub struct Jobs {
     prices: Arc<PriceBook>,
     instance: Instance,
     open: Mutex<HashMap<Key, Open>>,
+    /// Locked before `open` where both are.
+    others: Mutex<Others>,
 }
 
 /// Provider and job id.
@@ -68,10 +78,25 @@ type Key = (Arc<str>, String);
 /// An open job.
 struct Open {
     intent: Intent,
+    /// How Taffrail can ask for it; unknown after a restart, since keys are kept nowhere.
+    follow_up: Option<FollowUp>,
+    /// When somebody last asked for it, or submitted it.
+    asked_at: DateTime<Utc>,
     /// How often it was asked for; unknown after a restart.
     polls: Option<u32>,
     /// When it was seen to have ended, and what that view told, which was not all.
-    ended: Option<(DateTime<Utc>, Report)>,
+    ended: Option<JobEnd>,
+    /// When the store, which has its intent then, was last asked for its end.
+    exchanged_at: Option<DateTime<Utc>>,
+}
+
+/// A request, through the proxy, that asks how a job is.
+#[derive(Debug, Clone)]
+pub struct FollowUp {
+    /// The path, with the route.
+    pub path: String,
+    /// The submitter's key, in memory alone.
+    pub authorization: Option<HeaderValue>,
 }
 
 impl Jobs {
@@ -83,12 +108,16 @@ impl Jobs {
             prices,
             instance,
             open: Mutex::default(),
+            others: Mutex::default(),
         }
     }
 
     /// Goes on with a job of the last process, whose intent is in the journal.
     pub fn restore(&self, intent: Intent) {
-        self.open(intent, None, None);
+        match &intent.job {
+            Some(job) if job.end.is_some() => self.restore_end(intent),
+            _ => self.open(intent, None, None, None),
+        }
     }
 
     /// How many jobs are open.
@@ -98,11 +127,22 @@ impl Jobs {
 
     /// Takes on a job that was accepted: the intent of its submit, with the job. `ended` is what was
     /// told if it has ended already and that was not all.
-    pub(super) fn accept(&self, intent: Intent, ended: Option<Report>) {
-        self.open(intent, Some(0), ended);
+    pub(super) fn accept(
+        &self,
+        intent: Intent,
+        ended: Option<Report>,
+        follow_up: Option<FollowUp>,
+    ) {
+        self.open(intent, Some(0), ended, follow_up);
     }
 
-    fn open(&self, intent: Intent, polls: Option<u32>, ended: Option<Report>) {
+    fn open(
+        &self,
+        intent: Intent,
+        polls: Option<u32>,
+        ended: Option<Report>,
+        follow_up: Option<FollowUp>,
+    ) {
         let Some(job) = &intent.job else { return };
         let key = (intent.provider.clone(), job.id.clone());
         let mut jobs = self.lock();
@@ -112,10 +152,14 @@ impl Jobs {
             self.ledger.abandon(intent.id);
             return;
         }
+        let now = clock::wall();
         let job = Open {
             intent,
+            follow_up,
+            asked_at: now,
             polls,
-            ended: ended.map(|report| (clock::wall(), report)),
+            ended: ended.map(|report| JobEnd { at: now, report }),
+            exchanged_at: None,
         };
         if jobs.len() >= OPEN_MAX {
             drop(jobs);
@@ -132,26 +176,30 @@ impl Jobs {
         jobs.insert(key, job);
     }
 
-    /// Takes in what a call that asked for a job was told. Jobs that this process did not submit
-    /// are another one's to record.
-    pub(super) fn see(&self, provider: &Arc<str>, view: JobView, report: Report) {
-        let key = (provider.clone(), view.id);
+    /// Takes in what `call`, which asked for a job, was told. What is told of the end of a job that
+    /// this process did not submit is kept for the one that did.
+    pub(super) fn see(&self, call: &UsageRecord, view: JobView, report: Report) {
+        let key = (call.provider.clone(), view.id);
         let now = clock::wall();
+        let end = JobEnd { at: now, report };
         let mut jobs = self.lock();
         let Some(job) = jobs.get_mut(&key) else {
+            drop(jobs);
+            self.keep_end(key, call, view.stage, end);
             return;
         };
         job.polls = job.polls.map(|polls| polls.saturating_add(1));
+        job.asked_at = now;
         match view.stage {
             JobStage::Open => {}
             JobStage::Ended => {
-                job.ended.get_or_insert((now, report));
+                job.ended.get_or_insert(end);
             }
             JobStage::Settled => {
                 let job = jobs.remove(&key);
                 drop(jobs);
                 if let Some(mut job) = job {
-                    job.ended = Some(settled(job.ended.take(), now, report));
+                    job.ended = Some(settled(job.ended.take(), end));
                     self.settle(job);
                 }
             }
@@ -161,15 +209,11 @@ impl Jobs {
     /// Records the jobs that nothing more will be learnt of: those that ended and whose result
     /// nobody fetched in time, and those that have reached the deadline.
     pub fn expire(&self, now: DateTime<Utc>) {
-        let is_older = |since: DateTime<Utc>, limit: Duration| {
-            now.signed_duration_since(since)
-                .to_std()
-                .is_ok_and(|age| age >= limit)
-        };
+        let is_older = |since, limit| is_older(now, since, limit);
         let expired: Vec<Open> = self
             .lock()
             .extract_if(|_, job| {
-                let has_ended = |(at, _): &(_, _)| is_older(*at, self.config.join_grace);
+                let has_ended = |end: &JobEnd| is_older(end.at, self.config.join_grace);
                 job.ended.as_ref().is_some_and(has_ended)
                     || is_older(job.intent.started_at, self.config.deadline)
             })
@@ -180,25 +224,26 @@ impl Jobs {
         }
     }
 
+    /// What to ask for the jobs that nobody has asked for in a while. Each counts as asked for now.
+    pub fn due(&self, now: DateTime<Utc>) -> Vec<FollowUp> {
+        self.lock()
+            .values_mut()
+            .filter(|job| is_older(now, job.asked_at, self.config.followup_after))
+            .filter_map(|job| {
+                job.asked_at = now;
+                job.follow_up.clone()
+            })
+            .collect()
+    }
+
     /// Makes the job's row.
     fn settle(&self, job: Open) {
-        let image_variant = job
-            .intent
-            .job
-            .as_ref()
-            .and_then(|job| job.image_variant.clone());
-        let mut record: UsageRecord = job.intent.interrupted(self.instance.clone());
-        record.polls = job.polls;
-        record.outcome = Outcome::Unresolved;
-        if let Some((at, report)) = job.ended {
-            let duration = at.signed_duration_since(record.started_at).to_std();
-            record.duration_us = duration.ok().map(clock::micros);
-            record.unpriced_reason = None;
-            costing::enter(&self.prices, &mut record, report, image_variant.as_deref());
-            if record.cost_usd.is_none() && record.unpriced_reason.is_none() {
-                record.unpriced_reason = costing::unpriced_without_usage(&record, End::Complete);
-            }
+        if let Some(accepted) = &job.intent.job {
+            let key = (job.intent.provider.clone(), accepted.id.clone());
+            self.others().remember(key, JobStage::Settled);
         }
+        let instance = self.instance.clone();
+        let record = row(&self.prices, instance, job.intent, job.polls, job.ended);
         self.ledger.complete(&record);
     }
 
@@ -206,21 +251,53 @@ impl Jobs {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn others(&self) -> MutexGuard<'_, Others> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// The end of a job that a view at `now` settles. An earlier view may have told when it ended and
-/// how long it ran, which the one with its usage need not repeat.
-fn settled(
-    earlier: Option<(DateTime<Utc>, Report)>,
-    now: DateTime<Utc>,
-    mut report: Report,
-) -> (DateTime<Utc>, Report) {
-    let Some((ended_at, earlier)) = earlier else {
-        return (now, report);
+fn is_older(now: DateTime<Utc>, since: DateTime<Utc>, limit: Duration) -> bool {
+    let age = now.signed_duration_since(since).to_std();
+    age.is_ok_and(|age| age >= limit)
+}
+
+/// The row of a job: of its submit, or of the call that saw its end where that is all there is.
+fn row(
+    prices: &PriceBook,
+    instance: Instance,
+    intent: Intent,
+    polls: Option<u32>,
+    ended: Option<JobEnd>,
+) -> UsageRecord {
+    let job = intent.job.as_ref();
+    let has_submit = job.is_none_or(|job| job.end.is_none());
+    let image_variant = job.and_then(|job| job.image_variant.clone());
+    let mut record = intent.interrupted(instance);
+    record.polls = polls;
+    record.outcome = Outcome::Unresolved;
+    if let Some(JobEnd { at, report }) = ended {
+        let duration = at.signed_duration_since(record.started_at).to_std();
+        record.duration_us = duration.ok().filter(|_| has_submit).map(clock::micros);
+        record.unpriced_reason = None;
+        costing::enter(prices, &mut record, report, image_variant.as_deref());
+        if record.cost_usd.is_none() && record.unpriced_reason.is_none() {
+            record.unpriced_reason = costing::unpriced_without_usage(&record, End::Complete);
+        }
+    }
+    record
+}
+
+/// The end of a job that the later of two views settles. An earlier one may have told when it ended
+/// and how long it ran, which the one with its usage need not repeat.
+fn settled(earlier: Option<JobEnd>, mut later: JobEnd) -> JobEnd {
+    let Some(earlier) = earlier else {
+        return later;
     };
-    if let (Some(view), Some(earlier)) = (&mut report.job, earlier.job) {
+    if let (Some(view), Some(earlier)) = (&mut later.report.job, earlier.report.job) {
         view.queue = view.queue.or(earlier.queue);
         view.run = view.run.or(earlier.run);
     }
-    (ended_at, report)
+    later.at = earlier.at;
+    later
 }

@@ -1,14 +1,17 @@
 //! The proxy: relays what applications ask of their providers, and meters it on the way.
 //!
-//! `worker` accepts connections, `service` serves one request, `upstream` is the half towards
+//! `worker` accepts connections, `certificate` has what those with TLS are shown, `service` serves one request, `upstream` is the half towards
 //! the provider behind the one seam `exchange`, `relay` brings the response back and `settle`
 //! turns what was seen into a record. `rewrite` holds the declared exceptions to "untouched".
 //!
 //! Nothing here decides about traffic, and nothing here waits for a store.
 
+mod authority;
 mod body;
+mod certificate;
 mod costing;
 pub mod descriptors;
+pub mod follow_up;
 mod guard;
 mod headers;
 mod identity;
@@ -35,12 +38,14 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use authority::Authority;
+pub use certificate::ServerTls;
 pub use identity::{AttributionConfig, KEY_FIELDS};
 pub use refusal::ERROR_HEADER;
 pub use route::{Route, Routes};
 pub use tls::tls_config;
 pub use upstream::{Upstream, UpstreamUrlError};
-pub use worker::{Proxy, ProxyParts};
+pub use worker::{Proxy, ProxyParts, TlsListener};
 
 /// The proxy's listener and limits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -49,10 +54,27 @@ pub struct Config {
     /// The address that applications send their requests to.
     #[schemars(with = "String")]
     pub listen: SocketAddr,
+    /// The URL at which applications reach the proxy, for the URLs of jobs that are pointed back
+    /// at it. Unset, it is `listen` as seen from this machine.
+    pub public_url: Option<String>,
+    /// The address for applications whose SDK insists on https, as fal's Python client does. It
+    /// serves what `listen` serves, and is not listened on unless it is set.
+    #[schemars(with = "Option<String>")]
+    pub tls_listen: Option<SocketAddr>,
+    /// The certificate for `tls_listen`, with those between it and its authority (PEM). It is
+    /// read again when the file changes. Unset, a local authority is made in `tls_ca_dir`, and
+    /// `taffrail ca` prints what applications are to trust.
+    pub tls_cert_file: Option<PathBuf>,
+    /// The private key of the certificate in `tls_cert_file` (PEM).
+    pub tls_key_file: Option<PathBuf>,
+    /// The directory of the local authority, which is constrained to the names of this machine.
+    /// Who can read its key can pose as them.
+    pub tls_ca_dir: PathBuf,
     /// Threads that serve traffic, each with its own connections to providers. Unset, there is
     /// one for each CPU, up to 4.
     pub threads: Option<u16>,
-    /// Connections from applications at a time; further ones are answered with 503.
+    /// Connections from applications at a time, with and without TLS; further ones are answered
+    /// with 503, those with TLS closed.
     pub connections_max: u32,
     /// The longest head of a request or response.
     #[schemars(with = "String")]
@@ -61,7 +83,7 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub connect_timeout: Duration,
-    /// From the first byte of a request's head to its last.
+    /// From the first byte of a request's head to its last, and for a client's TLS handshake.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub header_timeout: Duration,
@@ -89,6 +111,11 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 4800)),
+            public_url: None,
+            tls_listen: None,
+            tls_cert_file: None,
+            tls_key_file: None,
+            tls_ca_dir: PathBuf::from("./taffrail-data/ca"),
             threads: None,
             connections_max: 10_000,
             head_bytes_max: ByteSize::kib(64),
@@ -110,6 +137,9 @@ pub struct MeterConfig {
     /// Whether `stream_options.include_usage` is added to chat streams that would otherwise
     /// state no usage. The extra event that it causes is taken out again.
     pub usage_injection: bool,
+    /// Whether the absolute URLs of a job (`urls.get`, `status_url` and the like) are pointed back at
+    /// the proxy, so that its polls and its result pass through it too.
+    pub rewrite_job_urls: bool,
     /// What happens to a request whose client goes away.
     pub on_client_disconnect: OnClientDisconnect,
     /// The longest time that a response is read on for with `on_client_disconnect = "drain"`.
@@ -132,6 +162,7 @@ impl Default for MeterConfig {
     fn default() -> MeterConfig {
         MeterConfig {
             usage_injection: true,
+            rewrite_job_urls: true,
             on_client_disconnect: OnClientDisconnect::Cancel,
             drain_timeout: Duration::from_secs(10 * 60),
             drain_max_bytes: ByteSize::mib(64),

@@ -43,6 +43,26 @@ impl Refusal {
         )
     }
 
+    /// There are as many connections as there may be.
+    pub(super) fn too_many_connections(max: u32) -> Refusal {
+        Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_connections",
+            format!("there are {max} connections already (proxy.connections_max)"),
+        )
+    }
+
+    /// A plain request came where TLS is spoken.
+    pub(super) fn not_tls() -> Refusal {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "not_tls",
+            "this is proxy.tls_listen, where only TLS is spoken: use https here, or http at \
+             proxy.listen"
+                .to_owned(),
+        )
+    }
+
     /// The provider gave no response.
     pub(super) fn no_response(error: &ExchangeError) -> Refusal {
         let (status, kind) = match error {

@@ -15,7 +15,9 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::clock;
+use crate::metrics::Rewrite;
 use crate::provider::End;
+use crate::proxy::job_urls::JobUrlFilter;
 use crate::proxy::rewrite::UsageEventFilter;
 use crate::proxy::settle::Settlement;
 use crate::proxy::upstream::{Piece, UpstreamBody};
@@ -49,11 +51,35 @@ pub(super) struct DrainLimits {
     pub(super) bytes: u64,
 }
 
+/// A declared change to a body.
+pub(super) enum Filter {
+    /// Takes out the event that Taffrail asked for.
+    UsageEvent(UsageEventFilter),
+    /// Points the URLs of a job at the proxy.
+    JobUrls(JobUrlFilter),
+}
+
+impl Filter {
+    fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        match self {
+            Filter::UsageEvent(filter) => filter.push(bytes, out),
+            Filter::JobUrls(filter) => filter.push(bytes, out),
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) {
+        match self {
+            Filter::UsageEvent(filter) => filter.end(out),
+            Filter::JobUrls(filter) => filter.end(out),
+        }
+    }
+}
+
 /// See the module's text.
 pub(super) struct Relay {
     upstream: Option<UpstreamBody>,
     settlement: Settlement,
-    filter: Option<UsageEventFilter>,
+    filter: Option<Filter>,
     held: Held,
     trailers: Option<HeaderMap>,
     failure: Option<RelayError>,
@@ -69,7 +95,7 @@ impl Relay {
     pub(super) fn new(
         upstream: UpstreamBody,
         settlement: Settlement,
-        filter: Option<UsageEventFilter>,
+        filter: Option<Filter>,
         idle_timeout: Duration,
         drain: Option<DrainLimits>,
     ) -> Relay {
@@ -97,11 +123,7 @@ impl Relay {
 
     /// A clean end: the record is written, then the connection goes back to the pool.
     fn end(&mut self) {
-        if let Some(mut filter) = self.filter.take() {
-            let mut out = Vec::new();
-            filter.end(&mut out);
-            self.held.push(Bytes::from(out));
-        }
+        self.end_filter();
         self.settlement.finish(End::Complete);
         if let Some(mut upstream) = self.upstream.take() {
             upstream.release();
@@ -110,18 +132,28 @@ impl Relay {
     }
 
     fn fail(&mut self, end: End, failure: RelayError) {
-        if let Some(mut filter) = self.filter.take() {
-            // The event that is withheld may be unfinished; it is not ours to complete.
-            let mut out = Vec::new();
-            filter.end(&mut out);
-            self.held.push(Bytes::from(out));
-        }
+        self.end_filter();
         self.settlement.finish(end);
         if let Some(mut upstream) = self.upstream.take() {
             upstream.close();
         }
         self.failure = Some(failure);
         self.has_ended = true;
+    }
+
+    /// Lets go of what a filter withholds; where a body breaks off, that is not ours to complete.
+    fn end_filter(&mut self) {
+        let Some(mut filter) = self.filter.take() else {
+            return;
+        };
+        let mut out = Vec::new();
+        filter.end(&mut out);
+        self.held.push(Bytes::from(out));
+        if let Filter::JobUrls(filter) = filter
+            && filter.replaced() > 0
+        {
+            self.settlement.rewritten(Rewrite::JobUrls);
+        }
     }
 
     fn take(&mut self, bytes: Bytes) {

@@ -15,12 +15,14 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::metrics::Rewrite;
-use crate::provider::{self, Call, Forwarding, RequestHead};
+use crate::provider::{self, Call, Forwarding, JobCall, RequestHead};
 use crate::proxy::body::{Progress, RequestBody, RequestTap, Upload};
 use crate::proxy::guard::guarded;
 use crate::proxy::headers::{head_bytes, is_websocket_upgrade, lists, strip_hop_by_hop};
 use crate::proxy::identity::{Identity, strip_own_fields};
+use crate::proxy::job_urls::{JobUrlFilter, Place};
 use crate::proxy::refusal::Refusal;
+use crate::proxy::relay::Filter;
 use crate::proxy::relay::{DrainLimits, Relay, RelayError};
 use crate::proxy::rewrite::{self, Splicer, UsageEventFilter};
 use crate::proxy::route::{Route, Routes};
@@ -29,6 +31,7 @@ use crate::proxy::stream::Phase;
 use crate::proxy::tunnel::Tunnel;
 use crate::proxy::upstream::{Exchanged, Upstreams};
 use crate::record::Operation;
+use crate::wire::json::Selector;
 
 /// A body up to this size is read in full before the request goes out: it can then be sent
 /// again on a fresh connection, and its model is known from the start.
@@ -45,6 +48,7 @@ const UNRECOGNISED: Call = Call {
 /// What a worker needs to serve requests.
 pub(super) struct Service {
     pub(super) routes: Arc<Routes>,
+    pub(super) places: Arc<[Place]>,
     pub(super) upstreams: Rc<Upstreams>,
     pub(super) books: Rc<Books>,
     pub(super) identity: Identity,
@@ -221,6 +225,7 @@ impl Service {
                 call: call.clone(),
                 method: head.method.to_string(),
                 caller: self.identity.caller(&head.headers),
+                authorization: authorization_to_keep(&call, &head.headers),
                 request: tap.clone(),
                 _in_flight: self.books.ledger.metrics().in_flight(&route.label),
                 phase,
@@ -246,6 +251,10 @@ impl Service {
         strip_own_fields(&mut head.headers);
         head.headers
             .insert(header::HOST, route.upstream.host_header());
+        let job_urls = self.job_urls(&route, &call);
+        if job_urls.is_some() {
+            ask_for_identity(&mut head.headers);
+        }
         let before_body = started.elapsed();
 
         let body = match self
@@ -274,7 +283,7 @@ impl Service {
             .exchange(&route.name, &route.upstream, outgoing, body.progress)
             .await;
         match exchanged {
-            Ok(exchanged) => self.respond(&route, settlement, exchanged, &body.injection),
+            Ok(exchanged) => self.respond(&route, settlement, exchanged, &body.injection, job_urls),
             Err(error) => {
                 // A client that breaks off its own upload is gone, whatever the connection says.
                 let is_client_gone = progress.is_some_and(|progress| progress.is_broken.get());
@@ -289,13 +298,18 @@ impl Service {
 
     /// Whether the option that makes a stream state its usage may be added to this call.
     fn may_inject(&self, route: &Route, call: &Call, headers: &HeaderMap) -> bool {
-        let is_json = headers
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|value| lists(value, "application/json"));
         route.usage_injection
-            && is_json
+            && is_json(headers)
             && !headers.contains_key(header::CONTENT_ENCODING)
             && guarded(|| route.provider.needs_usage_injection(call)).unwrap_or(false)
+    }
+
+    /// Where the answer to this call holds URLs that are to be pointed at the proxy.
+    fn job_urls(&self, route: &Route, call: &Call) -> Option<&'static Selector> {
+        if self.places.is_empty() {
+            return None;
+        }
+        guarded(|| route.provider.job_urls(call)).flatten()
     }
 
     /// Prepares the request's body: whole if it is small, streaming otherwise.
@@ -383,6 +397,7 @@ impl Service {
         mut settlement: Settlement,
         exchanged: Exchanged,
         injection: &Injection,
+        job_urls: Option<&'static Selector>,
     ) -> Response<ResponseBody> {
         let Exchanged {
             mut head,
@@ -401,8 +416,14 @@ impl Service {
             metrics.rewrite(&route.label, Rewrite::Padding);
         }
         let is_plain = !head.headers.contains_key(header::CONTENT_ENCODING);
-        let filter =
-            (is_injected && is_plain && is_event_stream(&head.headers)).then(UsageEventFilter::new);
+        let filter = if is_injected && is_plain && is_event_stream(&head.headers) {
+            Some(Filter::UsageEvent(UsageEventFilter::new()))
+        } else if is_plain && is_json(&head.headers) {
+            let urls = job_urls.map(|urls| JobUrlFilter::new(urls, self.places.clone()));
+            urls.map(Filter::JobUrls)
+        } else {
+            None
+        };
         if filter.is_some() {
             head.headers.remove(header::CONTENT_LENGTH);
         }
@@ -432,7 +453,7 @@ impl Service {
             Err(error) => return self.refuse(&mut settlement, Refusal::no_response(&error)),
         };
         let Some(provider) = provider else {
-            return self.respond(route, settlement, exchanged, &Injection::None);
+            return self.respond(route, settlement, exchanged, &Injection::None, None);
         };
         let mut head = exchanged.head;
         settlement.head(head.status, &head.headers);
@@ -484,7 +505,25 @@ impl Injection {
     }
 }
 
-/// The event that is to be taken out again must not be compressed.
+/// The key with which a job can be asked for later, if the call submits one.
+fn authorization_to_keep(call: &Call, headers: &HeaderMap) -> Option<HeaderValue> {
+    let submits = call.job == Some(JobCall::Submit);
+    let mut key = headers
+        .get(header::AUTHORIZATION)
+        .filter(|_| submits)?
+        .clone();
+    key.set_sensitive(true);
+    Some(key)
+}
+
+/// Whether a body is JSON, by its head.
+fn is_json(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| lists(value, "application/json"))
+}
+
+/// What is to be changed in a response must not be compressed.
 fn ask_for_identity(headers: &mut HeaderMap) {
     headers.insert(
         header::ACCEPT_ENCODING,

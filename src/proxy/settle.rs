@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use chrono::{DateTime, Utc};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ use crate::caller::{Caller, Instance};
 use crate::clock::{self, micros};
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
-use crate::metrics::{InFlight, Phase as Half};
+use crate::metrics::{InFlight, Phase as Half, Rewrite};
 use crate::price::PriceBook;
 use crate::provider::{
     Call, End, JobCall, JobStage, JobView, Meter, Milestone, Provider, Report, RequestFacts,
@@ -28,7 +28,7 @@ use crate::provider::{
 use crate::proxy::body::RequestTap;
 use crate::proxy::costing;
 use crate::proxy::guard::guarded;
-use crate::proxy::jobs::Jobs;
+use crate::proxy::jobs::{FollowUp, Jobs};
 use crate::proxy::refusal::Refusal;
 use crate::record::{Fidelity, Intent, Job, Operation, UnpricedReason, UsageRecord};
 use crate::wire::inflate::{Decoding, Inflater};
@@ -98,6 +98,8 @@ pub(super) struct Opening {
     pub(super) call: Call,
     pub(super) method: String,
     pub(super) caller: Caller,
+    /// The key of a call that submits a job, to ask for it later.
+    pub(super) authorization: Option<HeaderValue>,
     pub(super) request: Rc<RefCell<RequestTap>>,
     pub(super) _in_flight: InFlight,
     /// The client connection's phase, told when the response is over.
@@ -197,6 +199,13 @@ impl Settlement {
         let Some(open) = &mut self.0 else { return };
         open.opening.request.borrow_mut().tunnelled(request_bytes);
         open.response_bytes += response_bytes;
+    }
+
+    /// Counts a change to the response.
+    pub(super) fn rewritten(&self, kind: Rewrite) {
+        let Some(open) = &self.0 else { return };
+        let metrics = open.books.ledger.metrics();
+        metrics.rewrite(&open.opening.name, kind);
     }
 
     /// Settles: the record is in the journal when this returns.
@@ -304,6 +313,21 @@ impl Open {
         }
     }
 
+    /// How to ask for the job that this request has submitted.
+    fn follow_up(&self, job_id: &str) -> Option<FollowUp> {
+        let Opening {
+            provider,
+            call,
+            authorization,
+            ..
+        } = &self.opening;
+        let path = guarded(|| provider.follow_up(call, job_id)).flatten()?;
+        Some(FollowUp {
+            path: format!("/{}{path}", provider.name()),
+            authorization: authorization.clone(),
+        })
+    }
+
     /// The intent of the job that this request has submitted.
     fn intent_of_job(&self, record: &UsageRecord, id: String) -> Intent {
         let facts = self.opening.request.borrow().facts().clone();
@@ -318,6 +342,7 @@ impl Open {
                 first_byte_us: record.first_byte_us,
                 overhead_us: record.overhead_us,
                 image_variant: facts.image_variant,
+                end: None,
             }),
             ..self.intent()
         }
@@ -336,7 +361,10 @@ impl Open {
                 record.unpriced_reason = None;
                 books.ledger.count(&record);
                 let has_ended = seen.view.stage == JobStage::Ended;
-                books.jobs.accept(intent, has_ended.then_some(seen.report));
+                let follow_up = self.follow_up(&seen.view.id);
+                books
+                    .jobs
+                    .accept(intent, has_ended.then_some(seen.report), follow_up);
             }
             (job, seen) => {
                 if makes_row {
@@ -345,7 +373,7 @@ impl Open {
                     books.ledger.count(&record);
                 }
                 if let (Some(JobCall::Follow(_)), Some(seen)) = (job, seen) {
-                    books.jobs.see(&record.provider, seen.view, seen.report);
+                    books.jobs.see(&record, seen.view, seen.report);
                 }
             }
         }

@@ -12,15 +12,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::TlsStream;
 
 use crate::clock;
 
-/// A connection to a provider.
+/// A connection, to a provider or from a client.
 pub(super) enum Stream {
-    /// Plain, for overridden upstreams.
+    /// Plain.
     Tcp(TcpStream),
-    /// Verified TLS.
+    /// TLS, shaken hands on.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -111,10 +111,11 @@ pub(super) struct ClientLimits {
     pub(super) idle_timeout: Duration,
 }
 
-/// A client's socket, with what is to live as long as it does. hyper has one timer for both the wait for a request and the reading of its
-/// head, and none for a client that stops reading; here each has its own limit.
+/// A client's socket, with what is to live as long as it does. hyper has one timer for both the
+/// wait for a request and the reading of its head, and none for a client that stops reading; here
+/// each has its own limit.
 pub(super) struct ClientStream<G> {
-    socket: TcpStream,
+    socket: Stream,
     phase: Arc<Phase>,
     limits: ClientLimits,
     read_limit: Option<(u8, Pin<Box<Sleep>>)>,
@@ -124,7 +125,7 @@ pub(super) struct ClientStream<G> {
 
 impl<G> ClientStream<G> {
     pub(super) fn new(
-        socket: TcpStream,
+        socket: Stream,
         phase: Arc<Phase>,
         limits: ClientLimits,
         guard: G,
@@ -235,10 +236,15 @@ impl<G: Unpin> AsyncWrite for ClientStream<G> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+        // With TLS, what was written may be under way still.
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.socket).poll_flush(cx);
+        this.poll_written(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+        let this = self.get_mut();
+        let shut_down = Pin::new(&mut this.socket).poll_shutdown(cx);
+        this.poll_written(cx, shut_down)
     }
 }

@@ -440,7 +440,7 @@ impl Upstreams {
             None => Ok(Stream::Tcp(tcp)),
             Some(name) => {
                 let tls = self.tls.connect(name.clone(), tcp).await?;
-                Ok(Stream::Tls(Box::new(tls)))
+                Ok(Stream::Tls(Box::new(tls.into())))
             }
         }
     }

@@ -16,23 +16,27 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
+use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::caller::Instance;
+use crate::clock;
 use crate::ledger::Ledger;
-use crate::metrics::{Connection, Listener, ProxyError};
+use crate::metrics::{Connection, HandshakeFault, Listener, ProxyError};
 use crate::price::PriceBook;
+use crate::proxy::certificate::ServerTls;
 use crate::proxy::identity::Identity;
+use crate::proxy::job_urls::Place;
 use crate::proxy::jobs::Jobs;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::relay::DrainLimits;
 use crate::proxy::route::Routes;
 use crate::proxy::service::Service;
 use crate::proxy::settle::Books;
-use crate::proxy::stream::{ClientLimits, ClientStream, Phase};
+use crate::proxy::stream::{ClientLimits, ClientStream, Phase, Stream};
 use crate::proxy::upstream::{HEADERS_MAX, Limits, MIN_BUFFER_BYTES, Upstreams};
 use crate::proxy::{AttributionConfig, Config, MeterConfig, OnClientDisconnect};
 
@@ -47,6 +51,10 @@ const QUIET_TIME: Duration = Duration::from_millis(200);
 
 /// How long the last responses may take to leave once nothing is under way any more.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
+
+/// How long, and for how many bytes, a client is listened to that is not served.
+const LINGER_TIME: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 64 << 10;
 
 /// How often a stopping proxy looks at what is under way.
 const WATCH_STEP: Duration = Duration::from_millis(10);
@@ -66,6 +74,8 @@ pub struct ProxyParts {
     pub pepper: String,
     /// Where requests go.
     pub routes: Routes,
+    /// What the URLs of jobs are replaced by; none if they stay as they are.
+    pub places: Arc<[Place]>,
     /// Where finished requests are entered.
     pub ledger: Ledger,
     /// What they cost.
@@ -76,6 +86,16 @@ pub struct ProxyParts {
     pub jobs: Arc<Jobs>,
     /// TLS towards providers.
     pub tls: Arc<rustls::ClientConfig>,
+    /// For applications that insist on https.
+    pub tls_listener: Option<TlsListener>,
+}
+
+/// A listener that speaks TLS.
+pub struct TlsListener {
+    /// Bound.
+    pub listener: std::net::TcpListener,
+    /// What applications are shown.
+    pub tls: ServerTls,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,11 +114,13 @@ struct Shared {
     attribution: AttributionConfig,
     pepper: String,
     routes: Arc<Routes>,
+    places: Arc<[Place]>,
     ledger: Ledger,
     prices: Arc<PriceBook>,
     instance: Instance,
     jobs: Arc<Jobs>,
     tls: Arc<rustls::ClientConfig>,
+    server_tls: Option<ServerTls>,
     is_aborting: Arc<AtomicBool>,
     under_way: Arc<AtomicUsize>,
     connections: AtomicU32,
@@ -107,6 +129,7 @@ struct Shared {
 /// A running proxy.
 pub struct Proxy {
     address: SocketAddr,
+    tls_address: Option<SocketAddr>,
     stage: watch::Sender<Stage>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -120,6 +143,15 @@ impl Proxy {
     pub fn start(listener: std::net::TcpListener, parts: ProxyParts) -> io::Result<Proxy> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        let (tls_listener, server_tls) = match parts.tls_listener {
+            None => (None, None),
+            Some(TlsListener { listener, tls }) => (Some(listener), Some(tls)),
+        };
+        let mut tls_address = None;
+        if let Some(listener) = &tls_listener {
+            tls_address = Some(listener.local_addr()?);
+            listener.set_nonblocking(true)?;
+        }
         let count = match parts.config.threads {
             None => std::thread::available_parallelism()?
                 .get()
@@ -133,11 +165,13 @@ impl Proxy {
             attribution: parts.attribution,
             pepper: parts.pepper,
             routes: Arc::new(parts.routes),
+            places: parts.places,
             ledger: parts.ledger,
             prices: parts.prices,
             instance: parts.instance,
             jobs: parts.jobs,
             tls: parts.tls,
+            server_tls,
             is_aborting: Arc::new(AtomicBool::new(false)),
             under_way: Arc::new(AtomicUsize::new(0)),
             connections: AtomicU32::new(0),
@@ -145,6 +179,10 @@ impl Proxy {
         let mut threads = Vec::with_capacity(count);
         for index in 0..count {
             let listener = listener.try_clone()?;
+            let tls_listener = match &tls_listener {
+                None => None,
+                Some(listener) => Some(listener.try_clone()?),
+            };
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
@@ -153,7 +191,8 @@ impl Proxy {
                 .name(format!("proxy-{index}"))
                 .spawn(move || {
                     let local = LocalSet::new();
-                    let served = local.block_on(&runtime, serve(listener, shared, stage));
+                    let serving = serve(listener, tls_listener, shared, stage);
+                    let served = local.block_on(&runtime, serving);
                     drop(local);
                     // The look-up of a name may hang for minutes, and nobody waits for it now.
                     runtime.shutdown_background();
@@ -165,6 +204,7 @@ impl Proxy {
         }
         Ok(Proxy {
             address,
+            tls_address,
             stage,
             shared,
             threads,
@@ -174,6 +214,11 @@ impl Proxy {
     /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address that it listens on for TLS.
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        self.tls_address
     }
 
     /// Requests under way.
@@ -235,33 +280,49 @@ impl Proxy {
 /// One thread's life.
 async fn serve(
     listener: std::net::TcpListener,
+    tls_listener: Option<std::net::TcpListener>,
     shared: Arc<Shared>,
     mut stage: watch::Receiver<Stage>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
+    let tls_listener = tls_listener.map(TcpListener::from_std).transpose()?;
     let service = Rc::new(service(&shared));
     let watched = stage.clone();
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((socket, _)) => accept(socket, &shared, &service, &watched),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            _ = sweep.tick() => service.upstreams.sweep(),
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted.map(|(socket, _)| {
+                accept(socket, &shared, &service, &watched);
+            }),
+            accepted = accept_on(tls_listener.as_ref()) => accepted.map(|socket| {
+                accept_tls(socket, &shared, &service, &watched);
+            }),
+            _ = sweep.tick() => {
+                service.upstreams.sweep();
+                Ok(())
+            }
             changed = stage.wait_for(|stage| *stage != Stage::Serving) => {
                 drop(changed);
                 break;
             }
+        };
+        if let Err(error) = accepted {
+            tracing::warn!(%error, "cannot accept a connection");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
-    drop(listener);
+    drop((listener, tls_listener));
     // The connections' tasks run until the stage says otherwise; returning drops them.
     drop(stage.wait_for(|stage| *stage == Stage::Aborting).await);
     Ok(())
+}
+
+/// The next connection of a listener that may not be there.
+async fn accept_on(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
+    match listener {
+        Some(listener) => listener.accept().await.map(|(socket, _)| socket),
+        None => std::future::pending().await,
+    }
 }
 
 fn service(shared: &Arc<Shared>) -> Service {
@@ -283,6 +344,7 @@ fn service(shared: &Arc<Shared>) -> Service {
     };
     Service {
         routes: shared.routes.clone(),
+        places: shared.places.clone(),
         upstreams: Upstreams::new(shared.tls.clone(), limits),
         books: Rc::new(Books {
             ledger: shared.ledger.clone(),
@@ -308,7 +370,7 @@ struct Counted {
 
 impl Counted {
     /// One more connection, unless there are too many.
-    fn new(shared: &Arc<Shared>) -> Option<Counted> {
+    fn new(shared: &Arc<Shared>, listener: Listener) -> Option<Counted> {
         let max = shared.config.connections_max;
         let counted =
             shared
@@ -316,8 +378,11 @@ impl Counted {
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
                     (count < max).then_some(count + 1)
                 });
-        counted.ok()?;
-        let gauge = shared.ledger.metrics().connection(Listener::Proxy);
+        if counted.is_err() {
+            shared.ledger.metrics().connection_refused(listener);
+            return None;
+        }
+        let gauge = shared.ledger.metrics().connection(listener);
         Some(Counted {
             shared: shared.clone(),
             _gauge: gauge,
@@ -337,14 +402,107 @@ fn accept(
     service: &Rc<Service>,
     stage: &watch::Receiver<Stage>,
 ) {
-    let Some(counted) = Counted::new(shared) else {
-        shared.ledger.metrics().connection_refused(Listener::Proxy);
-        tokio::task::spawn_local(turn_away(socket, shared.config.connections_max));
+    let Some(counted) = Counted::new(shared, Listener::Proxy) else {
+        let refusal = Refusal::too_many_connections(shared.config.connections_max);
+        let mut socket = socket;
+        tokio::task::spawn_local(async move { turn_away(&mut socket, refusal).await });
         return;
     };
+    speed_up(&socket);
+    attend(Stream::Tcp(socket), counted, shared, service, stage);
+}
+
+/// As [`accept`], with TLS. The handshake is done beside other connections.
+fn accept_tls(
+    socket: TcpStream,
+    shared: &Arc<Shared>,
+    service: &Rc<Service>,
+    stage: &watch::Receiver<Stage>,
+) {
+    // Above the limit a handshake would be more than the refusal is worth.
+    let Some(counted) = Counted::new(shared, Listener::ProxyTls) else {
+        return;
+    };
+    speed_up(&socket);
+    let (shared, service, stage) = (shared.clone(), service.clone(), stage.clone());
+    tokio::task::spawn_local(async move {
+        let mut stopping = stage.clone();
+        let shaking_hands = tokio::time::timeout(
+            shared.config.header_timeout,
+            shake_hands(socket, shared.server_tls.as_ref()),
+        );
+        let fault = tokio::select! {
+            shaken = shaking_hands => match shaken {
+                Ok(Ok(Some(stream))) => {
+                    let stream = Stream::Tls(Box::new(stream));
+                    attend(stream, counted, &shared, &service, &stage);
+                    return;
+                }
+                Ok(Ok(None)) => return,
+                Ok(Err(fault)) => fault,
+                Err(_) => HandshakeFault::Timeout,
+            },
+            changed = stopping.wait_for(|stage| *stage != Stage::Serving) => {
+                drop(changed);
+                return;
+            }
+        };
+        shared.ledger.metrics().handshake_failed(fault);
+        tracing::debug!(fault = fault.as_str(), "a client's TLS handshake failed");
+    });
+}
+
+/// The server's half of a TLS handshake; `None` for a client that leaves without a word, as
+/// probes do.
+async fn shake_hands(
+    mut socket: TcpStream,
+    tls: Option<&ServerTls>,
+) -> Result<Option<TlsStream<TcpStream>>, HandshakeFault> {
+    /// The first byte of a handshake record (RFC 8446, section 5.1).
+    const HANDSHAKE: u8 = 22;
+
+    let mut first = [0];
+    match socket.peek(&mut first).await {
+        Ok(1) => {}
+        Ok(_) | Err(_) => return Ok(None),
+    }
+    let Some(tls) = tls else { return Ok(None) };
+    if first != [HANDSHAKE] {
+        turn_away(&mut socket, Refusal::not_tls()).await;
+        // A close on top of unread bytes would be a reset, which can overtake the answer.
+        let (mut rest, mut sink) = (socket.take(LINGER_BYTES), tokio::io::sink());
+        let lingering = tokio::io::copy(&mut rest, &mut sink);
+        drop(tokio::time::timeout(LINGER_TIME, lingering).await);
+        return Err(HandshakeFault::NotTls);
+    }
+    let acceptor = TlsAcceptor::from(tls.config(clock::wall()));
+    match acceptor.accept(socket).await {
+        Ok(stream) => Ok(Some(stream.into())),
+        Err(error) => {
+            tracing::debug!(%error, "a client's TLS handshake failed");
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+            Err(match cause {
+                Some(rustls::Error::AlertReceived(_)) => HandshakeFault::Refused,
+                _ => HandshakeFault::Broken,
+            })
+        }
+    }
+}
+
+fn speed_up(socket: &TcpStream) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+}
+
+/// Serves a connection until it ends.
+fn attend(
+    socket: Stream,
+    counted: Counted,
+    shared: &Arc<Shared>,
+    service: &Rc<Service>,
+    stage: &watch::Receiver<Stage>,
+) {
     let phase = Arc::new(Phase::default());
     let limits = ClientLimits {
         header_timeout: shared.config.header_timeout,
@@ -392,17 +550,13 @@ fn accept(
     });
 }
 
-/// Tells a client in HTTP that there are too many connections.
-async fn turn_away(mut socket: TcpStream, max: u32) {
-    let refusal = Refusal::new(
-        http::StatusCode::SERVICE_UNAVAILABLE,
-        "too_many_connections",
-        format!("there are {max} connections already (proxy.connections_max)"),
-    );
+/// Tells a client in plain HTTP why it is not served.
+async fn turn_away(socket: &mut TcpStream, refusal: Refusal) {
     let body = refusal.body();
     let head = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n{}: {}\r\n\
+        "HTTP/1.1 {}\r\ncontent-type: application/json\r\n{}: {}\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n",
+        refusal.status,
         crate::proxy::ERROR_HEADER,
         refusal.kind,
         body.len(),

@@ -3,9 +3,10 @@
 //!
 //! A batch leaves the journal only after the store has committed it; a crash in between replays
 //! it, and the store counts what it has already as duplicates. A store that is away is tried
-//! again for ever; one that is too slow gets smaller batches until it keeps up. A record that the store refuses is found by halving its batch, and put aside
-//! as a dead letter, so that it never blocks the others. A store whose schema does not fit keeps
-//! everything in the journal and is an alarm.
+//! again for ever; one that is too slow gets smaller batches until it keeps up. A record that the
+//! store refuses is found by halving its batch, and put aside as a dead letter, so that it never
+//! blocks the others. A store whose schema does not fit keeps everything in the journal and is an
+//! alarm.
 //!
 //! In go a journal, a store and a source of chance; out comes an [`Event`] for every state and
 //! number that a metric shows. Nothing here touches the path of a request.

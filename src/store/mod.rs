@@ -10,6 +10,7 @@
 //! told apart by what the caller does about them: wait, split the batch, hold, or stop.
 
 pub mod drain;
+mod jobs;
 mod postgres;
 mod query;
 mod row;
@@ -27,6 +28,7 @@ use uuid::Uuid;
 use crate::record::UsageRecord;
 use crate::usage::Unit;
 
+pub use jobs::{JobNews, JobQuery, OverdueJob};
 pub use postgres::Postgres;
 pub use query::{Dimension, LogQuery, ParseDimensionError, Totals, UsageQuery, UsageRow};
 pub use row::{COLUMNS, Kind, LogRow, Rejection, TEXT_BYTES_MAX, TOKEN_COLUMNS, Value};
@@ -36,6 +38,12 @@ pub use sum::{DecimalSum, ParseSumError};
 /// The most rows that one statement inserts: enough to spread the cost of a statement, few
 /// enough to stay far below the limit of 32,766 parameters.
 const ROWS_PER_STATEMENT: usize = 50;
+
+/// The most jobs that are recorded in the place of processes that are gone, at a time.
+const OVERDUE_MAX: i32 = 500;
+
+/// The most jobs that one call drops.
+const JOBS_PER_DROP: i32 = 1_000;
 
 /// Where rows are kept.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -90,7 +98,8 @@ impl Default for Config {
 pub struct Applied {
     /// Rows inserted.
     pub stored: u64,
-    /// Records whose id was there already, in the store or earlier in the batch.
+    /// Records whose id was there already, in the store or earlier in the batch, or whose job has
+    /// its row.
     pub duplicates: u64,
     /// Records that cannot be rows: their index in the batch, and why.
     pub rejected: Vec<(usize, Rejection)>,
@@ -297,6 +306,49 @@ impl Store {
         match self {
             Store::Sqlite(store) => store.drop_aggregates(before).await,
             Store::Postgres(store) => store.drop_aggregates(before).await,
+        }
+    }
+
+    /// Tells what this process knows of jobs, each of them once, and returns what others know of
+    /// those whose end it does not tell.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::apply`]; the same may be told again.
+    pub async fn exchange_jobs(&self, jobs: &[JobQuery]) -> Result<Vec<JobNews>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.exchange_jobs(jobs).await,
+            Store::Postgres(store) => store.exchange_jobs(jobs).await,
+        }
+    }
+
+    /// Some of the jobs without a row of which nothing new has come for `grace`, although their end
+    /// was seen or their submit is older than `deadline`; oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn overdue_jobs(
+        &self,
+        grace: Duration,
+        deadline: Duration,
+    ) -> Result<Vec<OverdueJob>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.overdue_jobs(grace, deadline).await,
+            Store::Postgres(store) => store.overdue_jobs(grace, deadline).await,
+        }
+    }
+
+    /// Forgets jobs that got their row before a day, some of them; returns how many, which is 0
+    /// if there are none left.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::Locked`] or [`StoreError::Unusable`].
+    pub async fn drop_jobs(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.drop_jobs(before).await,
+            Store::Postgres(store) => store.drop_jobs(before).await,
         }
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::NaiveDate;
+use serde::de::DeserializeOwned;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use sqlx::migrate::{MigrateError, Migrator};
@@ -26,10 +27,11 @@ use tokio::time::timeout;
 use crate::fault::Outcome;
 use crate::record::UsageRecord;
 
+use super::jobs::{Answer, JobNews, JobQuery, Overdue, OverdueJob, Told};
 use super::query::{Dimension, LogQuery, Source, Totals, UsageQuery, UsageRow, sources};
 use super::row::{COLUMNS, Kind, LogRow, TOKEN_COLUMNS, Value, encode};
 use super::slot::{Slot, Turn};
-use super::{Applied, Config, StoreError, parse_sum, parse_units};
+use super::{Applied, Config, JOBS_PER_DROP, OVERDUE_MAX, StoreError, parse_sum, parse_units};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
@@ -276,6 +278,53 @@ impl Postgres {
         Ok(u64::try_from(dropped).unwrap_or_default())
     }
 
+    pub(super) async fn exchange_jobs(
+        &self,
+        jobs: &[JobQuery],
+    ) -> Result<Vec<JobNews>, StoreError> {
+        let told: Vec<Told<'_>> = jobs.iter().map(Told::of).collect();
+        let batch = serde_json::to_string(&told)
+            .map_err(|error| StoreError::Rejected(error.to_string()))?;
+        let call = || {
+            let mut call = QueryBuilder::new("select taffrail.exchange_jobs(");
+            call.push_bind(batch.clone()).push(")");
+            self.call::<String>(call)
+        };
+        let answers = match call().await {
+            Err(StoreError::Unusable(_)) => {
+                self.prepare().await?;
+                call().await?
+            }
+            answers => answers?,
+        };
+        let answers: Vec<Answer> = parse_answer(&answers)?;
+        Ok(answers.into_iter().map(Answer::news).collect())
+    }
+
+    pub(super) async fn overdue_jobs(
+        &self,
+        grace: Duration,
+        deadline: Duration,
+    ) -> Result<Vec<OverdueJob>, StoreError> {
+        self.prepare().await?;
+        let mut call = QueryBuilder::new("select taffrail.overdue_jobs(make_interval(secs => ");
+        call.push_bind(grace.as_secs_f64())
+            .push("), make_interval(secs => ");
+        call.push_bind(deadline.as_secs_f64()).push("), ");
+        call.push_bind(OVERDUE_MAX).push(")");
+        let jobs: String = self.call(call).await?;
+        let jobs: Vec<Overdue> = parse_answer(&jobs)?;
+        Ok(jobs.into_iter().map(Overdue::job).collect())
+    }
+
+    pub(super) async fn drop_jobs(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        let mut call = QueryBuilder::new("select taffrail.drop_jobs(");
+        call.push_bind(before).push(", ");
+        call.push_bind(JOBS_PER_DROP).push(")");
+        let dropped: i64 = self.call(call).await?;
+        Ok(u64::try_from(dropped).unwrap_or_default())
+    }
+
     pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {
         let rows = self.read(usage_query(query)).await?;
         let dimensions = query.by.len();
@@ -449,6 +498,12 @@ where
         Ok(value)
     };
     value.await.map_err(classify)
+}
+
+/// What a function has answered in JSON.
+fn parse_answer<T: DeserializeOwned>(json: &str) -> Result<T, StoreError> {
+    serde_json::from_str(json)
+        .map_err(|error| StoreError::Unusable(format!("an answer is not readable: {error}")))
 }
 
 async fn backfill(connection: &mut PgConnection, day: NaiveDate) -> Result<i64, StoreError> {

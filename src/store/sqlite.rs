@@ -22,14 +22,18 @@ use tokio::sync::OnceCell;
 
 use crate::clock;
 use crate::fault::Outcome;
-use crate::record::UsageRecord;
+use crate::record::{Operation, UsageRecord};
 
+use super::jobs::{Answer, JobNews, JobQuery, Overdue, OverdueJob, Told, bare};
 use super::query::{
     Dimension, Granularity, LogQuery, Source, Totals, UsageQuery, UsageRow, bucket_start, sources,
     timestamp,
 };
 use super::row::{COLUMNS, Kind, LogRow, Rejection, TOKEN_COLUMNS, Value, attribution, encode};
-use super::{Applied, Config, ROWS_PER_STATEMENT, StoreError, parse_sum, parse_units};
+use super::{
+    Applied, Config, JOBS_PER_DROP, OVERDUE_MAX, ROWS_PER_STATEMENT, StoreError, parse_sum,
+    parse_units,
+};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -166,12 +170,12 @@ impl Sqlite {
         let mut batch: Vec<(LogRow, &UsageRecord)> = Vec::with_capacity(records.len());
         for (index, record) in records.iter().enumerate() {
             match encode_kept(record, kept_from) {
-                Ok(row) => batch.push((row, record)),
+                Ok(row) if pass_gate(&mut transaction, record, &row).await? => {
+                    batch.push((row, record));
+                }
+                Ok(_) => applied.duplicates += 1,
                 Err(rejection) => applied.rejected.push((index, rejection)),
             }
-        }
-        if batch.is_empty() {
-            return Ok(applied);
         }
         let mut inserted = HashSet::with_capacity(batch.len());
         for rows in batch.chunks(ROWS_PER_STATEMENT) {
@@ -321,6 +325,79 @@ impl Sqlite {
         .await
         .map_err(classify)?;
         transaction.commit().await.map_err(classify)?;
+        Ok(dropped.rows_affected())
+    }
+
+    pub(super) async fn exchange_jobs(
+        &self,
+        jobs: &[JobQuery],
+    ) -> Result<Vec<JobNews>, StoreError> {
+        let writer = self.writer().await?;
+        let mut transaction = writer
+            .begin_with("begin immediate")
+            .await
+            .map_err(classify)?;
+        let now = timestamp(clock::wall());
+        let mut news = Vec::new();
+        for told in jobs.iter().map(Told::of) {
+            if told.id.is_some() {
+                tell(&mut transaction, &told, &now).await?;
+            }
+            if told.end_half.is_none() {
+                news.extend(ask(&mut transaction, &told).await?);
+            }
+        }
+        transaction.commit().await.map_err(classify)?;
+        Ok(news)
+    }
+
+    pub(super) async fn overdue_jobs(
+        &self,
+        grace: Duration,
+        deadline: Duration,
+    ) -> Result<Vec<OverdueJob>, StoreError> {
+        self.writer().await?;
+        let before = |age: Duration| {
+            let now = clock::wall();
+            let age = TimeDelta::from_std(age).ok();
+            let before = age.and_then(|age| now.checked_sub_signed(age));
+            timestamp(before.unwrap_or_default())
+        };
+        let jobs: Vec<(Option<String>, Option<String>)> = sqlx::query_as(
+            "select submit_half, end_half from api_jobs \
+             where recorded_at is null and updated_at <= ? \
+                 and (end_half is not null or submitted_at <= ?) \
+             order by updated_at limit ?",
+        )
+        .bind(before(grace))
+        .bind(before(deadline))
+        .bind(OVERDUE_MAX)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(classify)?;
+        let job = |(submit_half, end_half)| {
+            let overdue = Overdue {
+                submit_half,
+                end_half,
+            };
+            overdue.job()
+        };
+        Ok(jobs.into_iter().map(job).collect())
+    }
+
+    pub(super) async fn drop_jobs(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        let writer = self.writer().await?;
+        let [end, _] = bounds(before);
+        let dropped = sqlx::query(
+            "delete from api_jobs where (provider, job_id) in ( \
+                 select provider, job_id from api_jobs where recorded_at < ? limit ? \
+             )",
+        )
+        .bind(timestamp(end))
+        .bind(JOBS_PER_DROP)
+        .execute(writer)
+        .await
+        .map_err(classify)?;
         Ok(dropped.rows_affected())
     }
 
@@ -532,6 +609,105 @@ fn encode_kept(record: &UsageRecord, kept_from: Option<NaiveDate>) -> Result<Log
         return Err(Rejection::DayDropped { day });
     }
     encode(record)
+}
+
+/// Notes that a job gets its row. Whether it may: a job has one, whatever its id.
+async fn pass_gate(
+    connection: &mut SqliteConnection,
+    record: &UsageRecord,
+    row: &LogRow,
+) -> Result<bool, StoreError> {
+    // The calls that ask for a job have rows of their own, if any.
+    let job_id = row.get("job_id").as_text();
+    let Some(job_id) = job_id.filter(|_| record.operation != Operation::Control) else {
+        return Ok(true);
+    };
+    let id = row.get("id").as_text();
+    let now = timestamp(clock::wall());
+    let recorded: String = sqlx::query_scalar(
+        "insert into api_jobs as known (provider, job_id, id, recorded_at, updated_at) \
+         values (?, ?, ?, ?, ?) \
+         on conflict (provider, job_id) do update set \
+             id = case when known.recorded_at is null then excluded.id else known.id end, \
+             submit_half = null, \
+             end_half = null, \
+             recorded_at = coalesce(known.recorded_at, excluded.recorded_at), \
+             updated_at = excluded.updated_at \
+         returning id",
+    )
+    .bind(bare(&record.provider))
+    .bind(job_id)
+    .bind(id)
+    .bind(&now)
+    .bind(&now)
+    .fetch_one(connection)
+    .await
+    .map_err(classify)?;
+    Ok(Some(recorded.as_str()) == id)
+}
+
+/// Takes in a half of a job without a row: the first of its kind, or an end that tells more.
+async fn tell(
+    connection: &mut SqliteConnection,
+    told: &Told<'_>,
+    now: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into api_jobs as known (provider, job_id, id, submitted_at, ended_at, is_settled, \
+             submit_half, end_half, updated_at) \
+         values (?, ?, ?, ?, ?, ?, ?, ?, ?) \
+         on conflict (provider, job_id) do update set \
+             id = case when excluded.submit_half is null then known.id else excluded.id end, \
+             submitted_at = coalesce(excluded.submitted_at, known.submitted_at), \
+             submit_half = coalesce(excluded.submit_half, known.submit_half), \
+             ended_at = coalesce(known.ended_at, excluded.ended_at), \
+             is_settled = max(known.is_settled, excluded.is_settled), \
+             end_half = coalesce(excluded.end_half, known.end_half), \
+             updated_at = excluded.updated_at \
+         where known.recorded_at is null \
+             and case when excluded.end_half is null \
+                 then known.submit_half is null \
+                 else known.end_half is null or excluded.is_settled > known.is_settled \
+             end",
+    )
+    .bind(&*told.provider)
+    .bind(&*told.job_id)
+    .bind(&told.id)
+    .bind(&told.submitted_at)
+    .bind(&told.ended_at)
+    .bind(told.is_settled.unwrap_or_default())
+    .bind(&told.submit_half)
+    .bind(&told.end_half)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map_err(classify)?;
+    Ok(())
+}
+
+/// What others know of a job.
+async fn ask(
+    connection: &mut SqliteConnection,
+    told: &Told<'_>,
+) -> Result<Option<JobNews>, StoreError> {
+    let found: Option<(bool, Option<String>)> = sqlx::query_as(
+        "select recorded_at is not null, end_half from api_jobs \
+         where provider = ? and job_id = ? and (recorded_at is not null or end_half is not null)",
+    )
+    .bind(&*told.provider)
+    .bind(&*told.job_id)
+    .fetch_optional(connection)
+    .await
+    .map_err(classify)?;
+    Ok(found.map(|(is_recorded, end_half)| {
+        let answer = Answer {
+            provider: told.provider.clone().into_owned(),
+            job_id: told.job_id.clone().into_owned(),
+            is_recorded,
+            end_half,
+        };
+        answer.news()
+    }))
 }
 
 /// Inserts the rows whose id is new, and adds their ids to `inserted`.

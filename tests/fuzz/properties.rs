@@ -4,9 +4,11 @@
 //! with unlikely ones. Each compares with a plain reading of the whole, mostly by serde_json.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use taffrail::proxy::job_urls::{JobUrlFilter, Place};
 use taffrail::proxy::rewrite::{Splicer, UsageEventFilter, inject_usage};
 use taffrail::wire::inflate::{Decoding, Inflater, OUTPUT_BYTES_MAX};
 use taffrail::wire::json::{
@@ -637,4 +639,63 @@ fn is_usage(data: &[u8]) -> bool {
             .all(|fact| *fact == Fact::Kind(Kind::Array, true))
         && !usage.is_empty()
         && usage.iter().all(|fact| is_kind(fact, Kind::Object))
+}
+
+// The URLs of jobs.
+
+static JOB_URLS: LazyLock<Selector> = LazyLock::new(|| {
+    Selector::new(&[Path {
+        steps: &[Step::Key("u"), Step::Each],
+        want: Want::Text(2048),
+    }])
+});
+
+/// The URLs of a body are replaced where they are to be, whatever the body is and wherever it is cut,
+/// and nothing else is. Returns how many were replaced.
+pub(crate) fn job_urls(bytes: &[u8], seed: u64) -> u32 {
+    const ORIGIN: &str = "a://b";
+    const OWN: &str = "c://dd/e";
+    let (out, replaced) = agreed(bytes, seed, |pieces| {
+        let place = Place {
+            origin: ORIGIN.to_owned(),
+            replacement: OWN.to_owned(),
+        };
+        let mut filter = JobUrlFilter::new(&JOB_URLS, [place].into());
+        let mut out = Vec::new();
+        for piece in pieces {
+            filter.push(piece, &mut out);
+        }
+        filter.end(&mut out);
+        (out, filter.replaced())
+    });
+    if replaced == 0 {
+        assert_eq!(out, bytes);
+    }
+    let longer = (OWN.len() - ORIGIN.len()) * usize::try_from(replaced).unwrap();
+    assert_eq!(out.len(), bytes.len() + longer);
+    // What the body means is what it meant, but for those URLs.
+    let Ok(mut meant) = serde_json::from_slice::<serde_json::Value>(bytes) else {
+        return replaced;
+    };
+    let Ok(means) = serde_json::from_slice::<serde_json::Value>(&out) else {
+        panic!("no JSON any more: {:?}", String::from_utf8_lossy(&out));
+    };
+    let urls = |value: &serde_json::Value| value.get("u").and_then(|urls| urls.as_array().cloned());
+    let (before, after) = (urls(&meant), urls(&means));
+    if let (Some(before), Some(after)) = (&before, &after) {
+        for (before, after) in before.iter().zip(after) {
+            let rest = before.as_str().and_then(|url| url.strip_prefix(ORIGIN));
+            let is_place = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?']));
+            match after.as_str().and_then(|url| url.strip_prefix(OWN)) {
+                Some(own) => assert!(before == after || is_place && rest == Some(own)),
+                // One that is written with escapes stays as it is.
+                None => assert_eq!(before, after),
+            }
+        }
+    }
+    if let (Some(urls), Some(after)) = (meant.get_mut("u"), after) {
+        *urls = after.into();
+    }
+    assert_eq!(meant, means);
+    replaced
 }

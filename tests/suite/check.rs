@@ -116,6 +116,7 @@ async fn everything_in_order_passes() {
         "upstream openai",
         "upstream openrouter",
         "upstream replicate",
+        "upstream replicate-stream",
     ];
     assert_eq!(seen, expected.map(|name| (name, Status::Ok)));
     assert!(passed(&items));

@@ -1,7 +1,7 @@
 //! The demo: what it reports is what its clients counted, what it suggests works, and nothing
 //! that was said stays behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
@@ -48,11 +48,10 @@ pub(crate) fn list_price(model: &str, usage: &Usage) -> Decimal {
 fn expected(counts: &Counts) -> BTreeMap<(String, String), (u64, Decimal, Decimal)> {
     let mut expected: BTreeMap<_, (u64, Decimal, Decimal)> = BTreeMap::new();
     for (key, tally) in &counts.tallies {
-        let cost = match (key.vendor, tally.stated_cost) {
-            (Vendor::OpenRouter, stated) => stated.unwrap_or_default().dollars(),
-            (_, None) if tally.usage.is_empty() => Decimal::ZERO,
-            (_, None) => list_price(key.model, &tally.usage),
-            (_, Some(_)) => panic!("only OpenRouter states a cost"),
+        let cost = match (key.vendor, tally.charged) {
+            (Vendor::OpenAi | Vendor::Anthropic, None) if tally.usage.is_empty() => Decimal::ZERO,
+            (Vendor::OpenAi | Vendor::Anthropic, None) => list_price(key.model, &tally.usage),
+            (_, charged) => charged.unwrap_or_default().dollars(),
         };
         let name = (key.vendor.name().to_owned(), key.model.to_owned());
         let sums = expected.entry(name).or_default();
@@ -60,6 +59,7 @@ fn expected(counts: &Counts) -> BTreeMap<(String, String), (u64, Decimal, Decima
         sums.1 += tally
             .usage
             .iter()
+            .filter(|(unit, _)| unit.is_token())
             .map(|(_, tokens)| tokens)
             .sum::<Decimal>();
         sums.2 += cost;
@@ -93,6 +93,32 @@ fn reported(lines: &str) -> BTreeMap<(String, String), (u64, Decimal, Decimal)> 
         ((text("provider"), text("model")), sums)
     });
     rows.collect()
+}
+
+/// Why rows have no cost, by model and outcome.
+type Reasons = BTreeMap<(String, String), String>;
+
+/// What the rows of Replicate and fal say: why some have no cost, after a look at whether each is
+/// a job or a run of its own.
+fn unpriced(rows: &str) -> Reasons {
+    let (mut reasons, mut jobs) = (Reasons::new(), BTreeSet::new());
+    for row in rows.lines() {
+        let row: serde_json::Value = serde_json::from_str(row).unwrap();
+        let text = |key: &str| row[key].as_str().map(str::to_owned);
+        if !["replicate", "fal"].contains(&row["provider"].as_str().unwrap()) {
+            continue;
+        }
+        assert_eq!(row["operation"], "prediction", "{row}");
+        if let Some(job) = text("job_id") {
+            assert!(jobs.insert(job), "a job was counted twice: {row}");
+        }
+        if let Some(reason) = text("unpriced_reason") {
+            let model = text("model_served").or_else(|| text("model_requested"));
+            reasons.insert((model.unwrap(), text("outcome").unwrap()), reason);
+        }
+    }
+    assert!(!jobs.is_empty());
+    reasons
 }
 
 async fn shell(command: &str) -> String {
@@ -146,7 +172,7 @@ async fn has_curl() -> bool {
 async fn the_demo_reports_what_its_clients_counted_and_suggests_what_works() {
     let program = env!("CARGO_BIN_EXE_taffrail");
     let demo = Demo::start(Ports::Any).await.unwrap();
-    let until = clock::instant() + Duration::from_secs(4);
+    let until = clock::instant() + Duration::from_secs(5);
     let counts = traffic::run(demo.proxy(), 7, until, CancellationToken::new()).await;
 
     // Long enough for everything that the demo has to show.
@@ -157,6 +183,7 @@ async fn the_demo_reports_what_its_clients_counted_and_suggests_what_works() {
         Outcome::UpstreamError,
         Outcome::UpstreamTruncated,
         Outcome::ClientCancelled,
+        Outcome::JobFailed,
     ] {
         let has = counts.tallies.keys().any(|key| key.outcome == outcome);
         assert!(has, "no {outcome} among {} requests", counts.requests());
@@ -176,11 +203,37 @@ async fn the_demo_reports_what_its_clients_counted_and_suggests_what_works() {
     );
     assert_eq!(reported(&shell(&usage).await), expected(&counts));
 
+    // Each job is one row, however often it was asked for, with its price or with the reason why
+    // it has none.
+    let config = config.display();
+    let logs = format!("{program} logs --all --format json --config {config}");
+    let time = "meta/meta-llama-3-70b-instruct";
+    let video = "fal-ai/kling-video/v2.1/standard/text-to-video";
+    let reasons = [
+        ("stability-ai/sdxl", "ok", "model_unknown"),
+        (video, "ok", "model_unknown"),
+        // It failed, and states the time that its model has no price for.
+        (time, "job_failed", "price_missing"),
+    ]
+    .map(|(model, outcome, reason)| {
+        let row = (model.to_owned(), outcome.to_owned());
+        (row, reason.to_owned())
+    });
+    assert_eq!(unpriced(&shell(&logs).await), Reasons::from(reasons));
+    assert!(counts.polls > 0);
+
     let mut table = Vec::new();
     demo.report(&mut table).await.unwrap();
     let table = String::from_utf8(table).unwrap();
     assert!(
-        table.contains("claude-opus-5-5") && table.contains("Total"),
+        [
+            "claude-opus-5-5",
+            "stability-ai/sdxl",
+            "fal-ai/flux/dev",
+            "Total"
+        ]
+        .iter()
+        .all(|name| table.contains(name)),
         "{table}"
     );
 
@@ -244,6 +297,7 @@ async fn a_demo_that_ends_by_itself_leaves_a_report_and_nothing_else() {
         "{stdout}"
     );
     assert!(stdout.contains("The clients counted the same"), "{stdout}");
+    assert!(stdout.contains("Jobs count once"), "{stdout}");
     assert!(
         stderr.contains("the proxy listens on another port"),
         "{stderr}"

@@ -23,8 +23,8 @@ use taffrail::fault::{Outcome, OutcomeClass};
 use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
-    Config, JournalFault, JournalReading, Limit, Listener, Metrics, Phase, ProxyError, Reason,
-    Rewrite, RunResult, Stage, labels, process,
+    Config, HandshakeFault, JournalFault, JournalReading, Limit, Listener, Metrics, Phase,
+    ProxyError, Reason, Rewrite, RunResult, Stage, labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -171,6 +171,7 @@ fn touched() -> Metrics {
     std::mem::forget(metrics.in_flight("openai"));
     std::mem::forget(metrics.connection(Listener::Proxy));
     metrics.connection_refused(Listener::Proxy);
+    metrics.handshake_failed(HandshakeFault::Refused);
     metrics.overhead(Phase::Request, Duration::from_micros(80));
     metrics.overhead(Phase::Response, Duration::from_micros(20));
     metrics.rewrite("openai", Rewrite::UsageInjection);
@@ -986,6 +987,10 @@ fn what_is_known_in_advance_starts_at_zero() {
         ("taffrail_overhead_seconds_count", Phase::ALL.len()),
         ("taffrail_connections", Listener::ALL.len()),
         ("taffrail_connections_refused_total", Listener::ALL.len()),
+        (
+            "taffrail_tls_handshake_failures_total",
+            HandshakeFault::ALL.len(),
+        ),
         ("taffrail_proxy_errors_total", ProxyError::ALL.len()),
         ("taffrail_records_total", 11),
         ("taffrail_journal_faults_total", JournalFault::ALL.len()),
@@ -1190,10 +1195,11 @@ fn label_values(label: &str) -> String {
         ),
         "listener" => words(Listener::ALL.iter().map(|listener| listener.as_str())),
         "reason" => format!(
-            "of unpriced requests {}; of records {}; of proxy errors {}",
+            "of unpriced requests {}; of records {}; of proxy errors {}; of TLS handshakes {}",
             words(UnpricedReason::ALL.iter().map(|reason| reason.as_str())),
             words(Reason::ALL.iter().map(|reason| reason.as_str())),
-            words(ProxyError::ALL.iter().map(|reason| reason.as_str()))
+            words(ProxyError::ALL.iter().map(|reason| reason.as_str())),
+            words(HandshakeFault::ALL.iter().map(|reason| reason.as_str()))
         ),
         "type" => words(token_types),
         "unit" => words(units.map(|unit| unit.as_str())),

@@ -480,6 +480,7 @@ fn openrouter_means_what_its_fixtures_say() {
 #[test]
 fn replicate_means_what_its_fixtures_say() {
     check("replicate");
+    check("replicate-stream");
 }
 
 #[test]

@@ -208,6 +208,58 @@ async fn writers_of_the_same_sums_never_wait_for_each_other_in_a_ring() {
     }
 }
 
+#[tokio::test]
+async fn calls_that_name_the_same_buckets_in_any_order_do_not_deadlock() {
+    const CLIENTS: u64 = 32;
+    const BUCKETS: usize = 20;
+    for version in [Version::Default, Version::V18] {
+        let Some(cluster) = Cluster::shared(version).await else {
+            return;
+        };
+        let database = cluster.database().await;
+        Store::migrate(&config(database.url())).await.unwrap();
+        // 40 buckets of one shard, so that every two calls meet.
+        database
+            .execute(
+                "create table bucket (like taffrail.api_usage_aggregates);
+                insert into bucket (
+                    granularity, bucket_start, namespace, provider, model, operation, outcome_class,
+                    attribution, shard, requests, unpriced_requests, cost_usd, input_tokens
+                )
+                select 'hour', '2026-11-23T12:00:00Z', 'shop', 'openai', 'model-' || number, 'chat', 'ok',
+                    '{\"team\": \"a\"}', 0, 1, 0, 0.000123, 1000
+                from generate_series(1, 40) as number",
+            )
+            .await;
+        let call = format!(
+            "select taffrail.upsert_usage_aggregate(variadic array(
+                select row(bucket.*)::taffrail.api_usage_aggregates from bucket order by random() limit {BUCKETS}
+            ))"
+        )
+        .replace('\n', " ");
+        let transactions = if is_long() { 1_000 } else { 20 };
+        let Some(rate) = cluster
+            .pgbench(&database, &call, CLIENTS, transactions)
+            .await
+        else {
+            return;
+        };
+        eprintln!("{version:?}: 32 clients, {rate:.0} transactions of 20 buckets a second");
+        assert!(!is_long() || rate >= 1_000.0, "{rate}");
+        let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
+        assert_eq!(count(&database, deadlocks).await, 0);
+        let sums = database
+            .query(
+                "select count(*), sum(requests), sum(cost_usd) = sum(requests) * 0.000123,
+                    bool_and(input_tokens = requests * 1000)
+                from taffrail.api_usage_aggregates",
+            )
+            .await;
+        let added = CLIENTS * transactions * BUCKETS as u64;
+        assert_eq!(sums, [["40", &added.to_string(), "t", "t"]]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pooler_in_transaction_mode_serves_a_fleet() {
     let Some(cluster) = Cluster::shared(Version::Default).await else {

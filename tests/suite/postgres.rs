@@ -171,6 +171,62 @@ async fn an_outcome_has_the_same_class_in_the_database() {
 }
 
 #[tokio::test]
+async fn what_would_spoil_a_sum_for_ever_is_refused() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    Store::migrate(&config(&database)).await.unwrap();
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    // A login that may only bring in rows need not be the program.
+    sqlx::raw_sql("set role taffrail_ingest")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let mut call = async |number: usize, column: &str, value: serde_json::Value| {
+        let row = serde_json::json!({
+            "id": format!("019aafe0-0000-7000-8000-{number:012}"), "day": "2026-11-23",
+            "started_at": "2026-11-23T12:00:00Z", "instance": "pod", "provider": "openai",
+            "operation": "chat", "method": "POST", "route": "/", "streamed": false,
+            "outcome": "ok", "fidelity": "exact", column: value,
+        });
+        sqlx::query_scalar::<_, i64>("select taffrail.record_usage($1)")
+            .bind(format!("[{row}]"))
+            .fetch_one(&mut connection)
+            .await
+    };
+    let good = [
+        ("cost_usd", "1.5".into()),
+        ("units", serde_json::json!({})),
+        ("units", serde_json::json!({"images": "2"})),
+    ];
+    for (number, (column, value)) in good.iter().enumerate() {
+        assert_eq!(call(number, column, value.clone()).await.unwrap(), 1);
+    }
+    let mut bad = vec![("units", serde_json::json!(["1"]))];
+    for value in ["NaN", "Infinity", "-Infinity", "abc"] {
+        bad.push(("cost_usd", value.into()));
+        bad.push(("cost_upstream_usd", value.into()));
+        // The first of its unit, and one that is added.
+        bad.push(("units", serde_json::json!({"images": value})));
+        bad.push(("units", serde_json::json!({"seconds": value})));
+    }
+    for (number, (column, value)) in bad.into_iter().enumerate() {
+        let error = call(100 + number, column, value.clone()).await.unwrap_err();
+        let code = error.as_database_error().unwrap().code().unwrap();
+        // Of a value, so that the batch is halved until the row is found.
+        assert!(["22", "23"].contains(&&code[..2]), "{value}: {error}");
+    }
+    let sums =
+        "select requests, cost_usd, cost_upstream_usd, units from taffrail.api_usage_buckets";
+    let expected = ["3", "1.5", "null", r#"{"images": "2"}"#];
+    assert_eq!(database.query(sums).await, [expected; 2]);
+    assert_eq!(
+        count(&database, "select count(*) from taffrail.api_usage_logs").await,
+        3
+    );
+}
+
+#[tokio::test]
 async fn a_password_that_changed_is_read_again() {
     let setup = Setup {
         password: Some("old"),
@@ -419,7 +475,17 @@ async fn many_may_migrate_at_once_and_each_role_has_its_rights_alone() {
             "select count(*) from taffrail.api_provider_balances",
             [false, true, true],
         ),
-        ("select taffrail.record_usage('[]')", [true, false, false]),
+        ("select count(*) from taffrail.api_jobs", [false; 3]),
+        ("select taffrail.record_usage('[]')", [true, true, false]),
+        ("select taffrail.exchange_jobs('[]')", [true, false, false]),
+        (
+            "select taffrail.overdue_jobs('1 h', '1 h', 1)",
+            [false, true, false],
+        ),
+        (
+            "select taffrail.drop_jobs('2000-01-01', 1)",
+            [false, true, false],
+        ),
         ("select taffrail.schema_version()", [true, true, true]),
         (
             "select taffrail.backfill_usage_aggregates('2026-11-23', '2026-11-24')",

@@ -1,19 +1,23 @@
 //! Replicate's predictions through the proxy: one row each, whoever asks and however often.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde_json::Value;
 use taffrail::fault::Outcome;
 use taffrail::provider;
 use taffrail::record::{Fidelity, Operation, UsageRecord};
 use taffrail::usage::Unit;
 
 use crate::golden::fixtures;
-use crate::support::http::ask;
+use crate::support::binary::{Home, Server};
+use crate::support::http::{Seen, ask};
 use crate::support::sidecar::{Setup, Sidecar, route};
 use crate::support::vendor::{Reply, Vendor};
 
 const MODEL: &str = "meta/meta-llama-3-8b-instruct";
 const JOB: &str = "gm3qorzdhgbfurvjtvhg6dckhu";
+const AUTHORIZATION: &str = "authorization: Bearer r8_canary0123456789";
 
 /// What a fixture's response has for a body.
 fn body(case: &str) -> String {
@@ -38,19 +42,22 @@ async fn sidecar(answers: Vec<String>) -> (Vendor, Sidecar) {
     (vendor, sidecar)
 }
 
-async fn create(sidecar: &Sidecar) {
+/// Creates a prediction through the proxy at that address, with a header line more.
+async fn create(proxy: SocketAddr, header: &str) -> Seen {
     let body = r#"{"input":{"prompt":"Say hi."}}"#;
     let request = format!(
-        "POST /replicate/v1/models/{MODEL}/predictions HTTP/1.1\r\nhost: a\r\n\
+        "POST /replicate/v1/models/{MODEL}/predictions HTTP/1.1\r\nhost: a\r\n{header}\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    assert_eq!(ask(sidecar.address, request.as_bytes()).await.status, 200);
+    let seen = ask(proxy, request.as_bytes()).await;
+    assert_eq!(seen.status, 200);
+    seen
 }
 
-async fn poll(sidecar: &Sidecar) {
+async fn poll(proxy: SocketAddr) {
     let request = format!("GET /replicate/v1/predictions/{JOB} HTTP/1.1\r\nhost: a\r\n\r\n");
-    assert_eq!(ask(sidecar.address, request.as_bytes()).await.status, 200);
+    assert_eq!(ask(proxy, request.as_bytes()).await.status, 200);
 }
 
 /// 39 × 0.05 + 149 × 0.25 dollars for a million.
@@ -79,12 +86,12 @@ async fn a_prediction_makes_one_row_however_often_it_is_asked_for() {
         body("create-wait-succeeded"),
     ])
     .await;
-    create(&sidecar).await;
+    create(sidecar.address, AUTHORIZATION).await;
     for _ in 0..4 {
-        poll(&sidecar).await;
+        poll(sidecar.address).await;
     }
     // Held until its end, a create makes its row at once, and no more rows are before it.
-    create(&sidecar).await;
+    create(sidecar.address, AUTHORIZATION).await;
     let records = sidecar.records(2).await;
     for record in &records {
         assert_settled(record);
@@ -103,8 +110,8 @@ async fn what_has_no_name_of_its_own_costs_what_was_asked_for() {
         internal("get-succeeded-tokens"),
     ])
     .await;
-    create(&sidecar).await;
-    poll(&sidecar).await;
+    create(sidecar.address, AUTHORIZATION).await;
+    poll(sidecar.address).await;
     let records = sidecar.records(1).await;
     assert_settled(&records[0]);
     assert_eq!(records[0].model_served, None);
@@ -117,8 +124,167 @@ async fn metrics_that_come_after_the_end_are_waited_for() {
         body("get-succeeded-tokens"),
     ])
     .await;
-    create(&sidecar).await;
-    poll(&sidecar).await;
+    create(sidecar.address, AUTHORIZATION).await;
+    poll(sidecar.address).await;
     let records = sidecar.records(1).await;
     assert_settled(&records[0]);
+}
+
+/// Creates a prediction through the real binary; returns what it was told and how the vendor was asked.
+async fn created_with(setting: Option<(&str, &str)>) -> (Value, Value, Vendor, (Home, Server)) {
+    let told: Value = serde_json::from_str(&body("create-model")).unwrap();
+    let answer = body("create-model");
+    let vendor = Vendor::start(move |_| Reply::json(answer.clone())).await;
+    let mut home = Home::with(&format!(
+        "[providers.replicate]\nupstream = \"{}\"\n",
+        vendor.url()
+    ));
+    if let Some((key, value)) = setting {
+        home.set(key, value);
+    }
+    let server = home.start().await;
+    let seen = create(server.proxy, "accept-encoding: gzip").await;
+    let seen = serde_json::from_slice(&seen.body).unwrap();
+    (told, seen, vendor, (home, server))
+}
+
+const REWRITES: &str = "taffrail_rewrites_total";
+
+#[tokio::test]
+async fn the_urls_of_a_job_lead_back_through_the_proxy() {
+    let (mut told, seen, vendor, (_home, server)) = created_with(None).await;
+    let own = format!("http://{}", server.proxy);
+    let path = format!("/v1/predictions/{JOB}");
+    assert_eq!(seen["urls"]["get"], format!("{own}/replicate{path}"));
+    assert_eq!(
+        seen["urls"]["cancel"],
+        format!("{own}/replicate{path}/cancel")
+    );
+    let stream = told["urls"]["stream"].as_str().unwrap();
+    let stream = stream.replace(
+        "https://stream.replicate.com",
+        &format!("{own}/replicate-stream"),
+    );
+    assert_eq!(seen["urls"]["stream"], stream);
+    // The page for people leads where it did, and nothing else is changed.
+    for url in ["get", "cancel", "stream"] {
+        told["urls"][url] = seen["urls"][url].clone();
+    }
+    assert_eq!(seen, told);
+    let asked = &vendor.asked()[0];
+    assert_eq!(asked.header("accept-encoding"), Some("identity"));
+    let kind = [("provider", "replicate"), ("kind", "job_urls")];
+    assert_eq!(server.scrape().await.sum(REWRITES, &kind), 1);
+}
+
+#[tokio::test]
+async fn the_urls_of_a_job_lead_to_where_applications_reach_the_proxy() {
+    let setting = ("PROXY__PUBLIC_URL", "https://ai.example.com/taffrail/");
+    let (_, seen, ..) = created_with(Some(setting)).await;
+    assert_eq!(
+        seen["urls"]["get"],
+        format!("https://ai.example.com/taffrail/replicate/v1/predictions/{JOB}")
+    );
+}
+
+#[tokio::test]
+async fn the_urls_of_a_job_stay_where_that_is_wanted() {
+    let (told, seen, vendor, (_home, server)) =
+        created_with(Some(("METER__REWRITE_JOB_URLS", "false"))).await;
+    assert_eq!(seen, told);
+    assert_eq!(vendor.asked()[0].header("accept-encoding"), Some("gzip"));
+    assert_eq!(
+        server.scrape().await.sum(REWRITES, &[("kind", "job_urls")]),
+        0
+    );
+}
+
+/// A binary before a vendor who answers a create with `create`, and everything else with `then`.
+async fn binary(create: &str, then: &str, settings: &[(&str, &str)]) -> (Vendor, Home) {
+    let (create, then) = (body(create), body(then));
+    let vendor = Vendor::start(move |asked| {
+        let answer = if asked.method == "POST" {
+            &create
+        } else {
+            &then
+        };
+        Reply::json(answer.clone())
+    })
+    .await;
+    let mut home = Home::with(&format!(
+        "[providers.replicate]\nupstream = \"{}\"\n",
+        vendor.url()
+    ));
+    for (key, value) in settings {
+        home.set(key, *value);
+    }
+    (vendor, home)
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_asks_for_is_asked_for_with_the_key_of_its_submit() {
+    let settings = [("JOBS__FOLLOWUP_AFTER", "1s"), ("LOG__LEVEL", "trace")];
+    let (vendor, home) = binary("create-model", "get-succeeded-tokens", &settings).await;
+    let server = home.start().await;
+    create(server.proxy, AUTHORIZATION).await;
+    server.stored(1).await;
+    let log = server.stop().await;
+    let rows = home.logs().await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0]["outcome"], "ok");
+    assert_eq!(rows[0]["cost_usd"], "0.0000392");
+    assert_eq!(rows[0]["polls"], 1);
+    let asked = vendor.asked();
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked[1].target, format!("/v1/predictions/{JOB}"));
+    assert_eq!(
+        asked[1].header("authorization"),
+        AUTHORIZATION.split_once(": ").map(|(_, key)| key)
+    );
+    // The key was in memory alone.
+    assert!(!log.contains("canary"), "{log}");
+    for (path, bytes) in home.files() {
+        let holds = memchr::memmem::find(&bytes, b"canary").is_some();
+        assert!(!holds, "{}", path.display());
+    }
+}
+
+#[tokio::test]
+async fn a_job_survives_the_death_of_the_process() {
+    let (_vendor, home) = binary("create-model", "get-succeeded-tokens", &[]).await;
+    let server = home.start().await;
+    create(server.proxy, AUTHORIZATION).await;
+    server.process.kill().await;
+    let server = home.start().await;
+    poll(server.proxy).await;
+    poll(server.proxy).await;
+    server.stored(1).await;
+    server.stop().await;
+    let rows = home.logs().await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0]["outcome"], "ok");
+    assert_eq!(rows[0]["model_requested"], MODEL);
+    assert_eq!(rows[0]["cost_usd"], "0.0000392");
+    // How often it was asked for before is not known.
+    assert_eq!(rows[0]["polls"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_job_whose_end_is_never_seen_is_unresolved_at_the_deadline() {
+    let settings = [
+        ("JOBS__FOLLOWUP_AFTER", "1s"),
+        ("JOBS__JOIN_GRACE", "1s"),
+        ("JOBS__DEADLINE", "3s"),
+    ];
+    let (_vendor, home) = binary("create-model", "get-processing", &settings).await;
+    let server = home.start().await;
+    create(server.proxy, AUTHORIZATION).await;
+    server.stored(1).await;
+    server.stop().await;
+    let rows = home.logs().await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0]["outcome"], "unresolved");
+    assert_eq!(rows[0]["cost_usd"], Value::Null);
+    assert_eq!(rows[0]["unpriced_reason"], "incomplete");
+    assert_eq!(rows[0]["job_id"], JOB);
 }

@@ -94,7 +94,30 @@ proptest! {
     fn a_response_loses_the_events_of_usage_alone(stream in stream(), seed: u64) {
         properties::response(stream.as_bytes(), seed);
     }
+
+    #[test]
+    fn the_urls_of_a_job_change_where_they_may_and_nothing_else_does(
+        pieces in prop::collection::vec(prop::sample::select(PIECES), 0..14), seed: u64,
+    ) {
+        properties::job_urls(pieces.concat().as_bytes(), seed);
+    }
 }
+
+/// Pieces of bodies with URLs in them.
+const PIECES: &[&str] = &[
+    r#"{"u":["#,
+    r#"],"x":""#,
+    r#""a://b""#,
+    r#""a://b/1?c""#,
+    r#""a://bc""#,
+    "a://b/",
+    r#"\""#,
+    "\"",
+    ",",
+    "]}",
+    "é",
+    " ",
+];
 
 #[test]
 fn the_properties_reach_both_verdicts() {
@@ -105,6 +128,8 @@ fn the_properties_reach_both_verdicts() {
         1
     );
     assert_eq!(properties::response(b"data: x\n\n", 1), 0);
+    let urls = br#"{"u":["a://b/1","a://bc","a://b",{"u":["a://b/2"]}],"x":"a://b/3"}"#;
+    assert_eq!(properties::job_urls(urls, 1), 2);
 }
 
 #[test]

@@ -3,9 +3,10 @@
 //!
 //! The scripts are in `tests/sdk`; `scripts/test-setup.sh` makes their environment.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Mutex;
 
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
@@ -22,12 +23,14 @@ use crate::support::books::{TOKENS, assert_counters_agree, samples};
 use crate::support::vendor::{Asked, Finish, Framing, Reply, Vendor};
 
 /// What no one must find again: the keys and a word of the prompts.
-const SECRETS: [&str; 5] = [
+const SECRETS: [&str; 7] = [
     "sk-openai-secret-key",
     "sk-ant-secret-key",
     "sk-or-secret-key",
     "azure-secret-key",
     "Xyzzyprompt",
+    "fal-secret-key",
+    "r8-secret-key",
 ];
 
 fn root() -> &'static Path {
@@ -48,6 +51,17 @@ fn python() -> Option<PathBuf> {
 
 /// Runs a script against `base` and returns what it reported, by call.
 async fn run(python: &Path, script: &str, base: &str, feature: &str) -> BTreeMap<String, Value> {
+    run_with(python, script, base, feature, &[]).await
+}
+
+/// As [`run`], with more in the environment.
+async fn run_with(
+    python: &Path,
+    script: &str,
+    base: &str,
+    feature: &str,
+    env: &[(&str, &str)],
+) -> BTreeMap<String, Value> {
     let child = Command::new(python)
         .arg(root().join("tests/sdk").join(script))
         .env_clear()
@@ -58,6 +72,7 @@ async fn run(python: &Path, script: &str, base: &str, feature: &str) -> BTreeMap
         .env("OPENAI_API_KEY", SECRETS[0])
         .env("ANTHROPIC_BASE_URL", format!("{base}/anthropic"))
         .env("ANTHROPIC_API_KEY", SECRETS[1])
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()
@@ -233,8 +248,9 @@ async fn the_sdks_get_what_they_ask_for_and_the_rows_say_what_they_were_told() {
     let mut lookalikes = Vec::new();
     for vendor in Likeness::ALL {
         let lookalike = LookAlike::start(vendor).await.unwrap();
-        let (name, upstream) = (vendor.name(), lookalike.upstream());
-        config += &format!("[providers.{name}]\nupstream = \"{upstream}\"\n");
+        for (route, upstream) in lookalike.upstreams() {
+            config += &format!("[providers.{route}]\nupstream = \"{upstream}\"\n");
+        }
         lookalikes.push(lookalike);
     }
     let home = home(&config);
@@ -585,4 +601,226 @@ fn check_row(call: &str, row: &Value, expected: &Value) {
         assert_eq!(row["cost_usd"], stated["total"], "{call}");
         assert_eq!(row["cost_source"], "provider", "{call}");
     }
+}
+
+/// The response of a fixture.
+fn reply_of(folder: &str, case: &str) -> Reply {
+    let fixture = fixtures(folder)
+        .into_iter()
+        .find(|fixture| fixture.name() == case)
+        .unwrap_or_else(|| panic!("no fixture {folder}/{case}"));
+    let message = &fixture.response;
+    let fields = message.headers.iter();
+    Reply {
+        status: message.start.strip_prefix("HTTP/1.1 ").unwrap().to_owned(),
+        headers: fields
+            .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+            .collect(),
+        ..Reply::json(message.body.clone())
+    }
+}
+
+/// A reply with other words in the place of some.
+fn in_words(mut reply: Reply, words: &[(&str, &str)]) -> Reply {
+    let mut body = String::from_utf8(reply.body).unwrap();
+    for (old, new) in words {
+        assert!(body.contains(old), "no {old} in {body}");
+        body = body.replace(old, new);
+    }
+    reply.body = body.into_bytes();
+    reply
+}
+
+/// How often each thing was asked for.
+#[derive(Default)]
+struct Counts(Mutex<HashMap<String, usize>>);
+
+impl Counts {
+    fn next(&self, what: &str) -> usize {
+        let mut counts = self.0.lock().unwrap();
+        let count = counts.entry(what.to_owned()).or_default();
+        *count += 1;
+        *count - 1
+    }
+}
+
+/// fal's host of models that run while the caller waits.
+async fn fal_run() -> Vendor {
+    Vendor::start(|asked| match asked.target.as_str() {
+        "/fal-ai/flux/dev" => reply_of("fal", "image"),
+        "/fal-ai/locked" => reply_of("fal", "error-403-locked"),
+        target => panic!("{target} of fal.run"),
+    })
+    .await
+}
+
+/// fal's queue, whose jobs are done at the third look.
+async fn fal_queue() -> Vendor {
+    const JOB: &str = "764cabcf-b745-4b3e-ae38-1200304cf45b";
+    let counts = Counts::default();
+    Vendor::start(move |asked| {
+        let path = asked.target.split('?').next().unwrap();
+        let rest = path.strip_prefix("/fal-ai/flux").unwrap();
+        if rest == "/dev" {
+            let id = format!("764cabcf-b745-4b3e-ae38-{:012}", counts.next(path));
+            return in_words(reply_of("fal-queue", "submit"), &[(JOB, &id)]);
+        }
+        let id = rest.strip_prefix("/requests/").unwrap();
+        match id.strip_suffix("/status") {
+            None => reply_of("fal-queue", "result"),
+            Some(id) => {
+                let case = match counts.next(id) {
+                    0 => "status-queued",
+                    1 => "status-in-progress",
+                    _ => "status-completed",
+                };
+                in_words(reply_of("fal-queue", case), &[(JOB, id)])
+            }
+        }
+    })
+    .await
+}
+
+/// Replicate, which waits for one model and lets the other be asked for.
+async fn replicate() -> Vendor {
+    const LLAMA: &str = "meta/meta-llama-3-8b-instruct";
+    const SCHNELL: &str = "black-forest-labs/flux-schnell";
+    const JOB: &str = "gm3qorzdhgbfurvjtvhg6dckhu";
+    const OTHER: &str = "schnellzdhgbfurvjtvhg6dckh";
+    let counts = Counts::default();
+    Vendor::start(move |asked| {
+        let path = asked.target.strip_prefix("/v1").unwrap();
+        let model = path.strip_prefix("/models/");
+        match model.and_then(|rest| rest.strip_suffix("/predictions")) {
+            Some(LLAMA) => {
+                assert_eq!(asked.header("prefer"), Some("wait"));
+                reply_of("replicate", "create-wait-succeeded")
+            }
+            Some(SCHNELL) => in_words(
+                reply_of("replicate", "create-model"),
+                &[(JOB, OTHER), (LLAMA, SCHNELL)],
+            ),
+            _ => {
+                assert_eq!(path.strip_prefix("/predictions/"), Some(OTHER));
+                match counts.next(path) {
+                    0 => in_words(
+                        reply_of("replicate", "get-processing"),
+                        &[(JOB, OTHER), (LLAMA, SCHNELL)],
+                    ),
+                    _ => in_words(
+                        reply_of("replicate", "get-succeeded-image"),
+                        &[(JOB, OTHER)],
+                    ),
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_are_made_over_https_and_each_makes_one_row() {
+    let Some(python) = python() else { return };
+    let vendors = [
+        ("fal", fal_run().await),
+        ("fal-queue", fal_queue().await),
+        ("replicate", replicate().await),
+    ];
+    let mut config = String::new();
+    for (name, vendor) in &vendors {
+        config += &format!("[providers.{name}]\nupstream = \"{}\"\n", vendor.url());
+    }
+    let mut home = home(&config);
+    home.set("PROXY__TLS_LISTEN", "127.0.0.1:0");
+    let server = home.start().await;
+    let trusted = home.path().join("bundle.pem");
+    let ca = home.run(&["ca"]).await;
+    assert_eq!(ca.code, Some(0), "{}", ca.stderr);
+    std::fs::write(&trusted, ca.stdout).unwrap();
+    let port = server.proxy_tls().port();
+    let base = format!("http://{}", server.proxy);
+    let env = [
+        ("SSL_CERT_FILE", trusted.to_str().unwrap()),
+        ("FAL_KEY", &format!("an-id:{}", SECRETS[5])),
+        ("FAL_RUN_HOST", &format!("localhost:{port}/fal")),
+        ("FAL_QUEUE_RUN_HOST", &format!("localhost:{port}/fal-queue")),
+        ("REPLICATE_API_TOKEN", SECRETS[6]),
+        ("REPLICATE_BASE_URL", &format!("{base}/replicate")),
+        ("REPLICATE_POLL_INTERVAL", "0.01"),
+    ];
+    let calls = run_with(&python, "images.py", &base, "x-none", &env).await;
+
+    let images = json!(["https://v3.fal.media/files/a/b0.jpg"]);
+    for call in [
+        "fal-run",
+        "fal-run-async",
+        "fal-submit",
+        "fal-submit-async",
+        "fal-subscribe",
+    ] {
+        assert_eq!(calls[call]["images"], images, "{call}: {}", calls[call]);
+    }
+    let updates = json!(["Completed", "InProgress", "Queued"]);
+    assert_eq!(calls["fal-subscribe"]["updates"], updates);
+    let refused = &calls["fal-refused"];
+    assert_eq!(refused["status"], 403, "{refused}");
+    assert_eq!(calls["replicate-run"]["output"], "Hello");
+    let output = json!(["https://replicate.delivery/x/out-0.webp"]);
+    assert_eq!(calls["replicate-run-polled"]["output"], output);
+
+    let rows = rows_of(&home, &server, 8).await;
+    let mut seen: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            let of = ["model_requested", "outcome", "polls", "units", "cost_usd"];
+            json!(of.map(|key| row[key].clone()))
+        })
+        .collect();
+    seen.sort_by_key(Value::to_string);
+    let made = |polls: Value| {
+        let units = json!({ "billable_unit": "1", "image": "1" });
+        json!(["fal-ai/flux/dev", "ok", polls, units, "0.025"])
+    };
+    // A job is polled until it is done; who subscribes looks once more before the result.
+    let expected = [
+        made(json!(4)),
+        made(json!(4)),
+        made(json!(5)),
+        made(Value::Null),
+        made(Value::Null),
+    ];
+    assert_eq!(seen[1..6], expected);
+    let locked = json!(["fal-ai/locked", "account_locked", null, null, null]);
+    assert_eq!(seen[6], locked);
+    let polled = json!({ "compute_second": "0.432", "image": "1" });
+    let polled = json!(["black-forest-labs/flux-schnell", "ok", 2, polled, "0.003"]);
+    assert_eq!(seen[0], polled);
+    let waited = json!({ "compute_second": "2.1" });
+    let waited = json!([
+        "meta/meta-llama-3-8b-instruct",
+        "ok",
+        null,
+        waited,
+        "0.0000392"
+    ]);
+    assert_eq!(seen[7], waited);
+    let ids: BTreeSet<&str> = rows
+        .iter()
+        .filter_map(|row| row["job_id"].as_str())
+        .collect();
+    assert_eq!(ids.len(), 5);
+    for call in ["fal-submit", "fal-submit-async"] {
+        assert!(ids.contains(calls[call]["request_id"].as_str().unwrap()));
+    }
+    // Submits, polls and results, all of them through the proxy: the vendors' own hosts are not
+    // those that the URLs in their answers name.
+    let asked = vendors.each_ref().map(|(_, vendor)| vendor.asked().len());
+    assert_eq!(asked, [3, 3 + 4 + 4 + 5, 2 + 2]);
+    let scrape = server.quiet().await;
+    let sum = |family, labels: &[_]| scrape.sum(family, labels);
+    assert_eq!(sum("taffrail_units_total", &[("unit", "image")]), 6);
+    let predictions = [("operation", "prediction")];
+    assert_eq!(sum("taffrail_requests_total", &predictions), 8);
+    assert_eq!(sum("taffrail_tls_handshake_failures_total", &[]), 0);
+    finish(&home, server, &rows).await;
 }

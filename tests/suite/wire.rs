@@ -294,6 +294,7 @@ const SEEDED: &[(&str, Check)] = &[
     ("rewrite", |bytes, seed| {
         properties::request(bytes, seed);
         properties::response(bytes, seed);
+        properties::job_urls(bytes, seed);
     }),
 ];
 

@@ -1,28 +1,33 @@
-//! Look-alikes of OpenRouter, OpenAI and Anthropic on loopback.
+//! Look-alikes of OpenAI, Anthropic, OpenRouter, Replicate and fal on loopback.
 //!
 //! In: the requests that an SDK sends. Out: answers with the vendors' own bytes, headers and
 //! manners: chunked events at a human pace, usage only when it is asked for (OpenAI), comments
-//! while waiting and a stated cost (OpenRouter), cache counts (Anthropic), and each vendor's
-//! own errors. What an answer consumes follows from the question alone, so that a client can
+//! while waiting and a stated cost (OpenRouter), cache counts (Anthropic), jobs that are polled
+//! by the URLs of the answers before (Replicate, fal's queue), and each vendor's own errors. What an answer consumes follows from the question alone, so that a client can
 //! work out beforehand what it will be billed ([`foresee`]) and a test can hold the rows to it.
 //!
 //! A request may ask to be served badly with the header [`CASE_HEADER`]. Nothing here knows of
 //! Taffrail: the proxy in front must be as transparent as before the real vendors.
 //!
-//! Here are the questions, the counting and the listener; the vendors' bytes are in `openai`,
-//! `openrouter` and `anthropic`.
+//! Here are the questions, the counting and the listener; what Replicate and fal make is in
+//! `work`, and the vendors' bytes are in a module each.
 
 mod anthropic;
+mod fal;
 mod models;
 mod openai;
 mod openrouter;
 mod play;
+mod replicate;
+mod work;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -35,11 +40,13 @@ use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::models::Model;
-use self::play::Play;
+use self::play::{Play, Reply};
+use self::work::Jobs;
 use super::dice::Dice;
 use crate::clock;
 use crate::fault::Outcome;
 use crate::money::Usd;
+use crate::record::UnpricedReason;
 use crate::usage::{Unit, Usage};
 
 /// The header by which a request asks to be served badly; its values are the names of [`Case`].
@@ -60,18 +67,41 @@ pub enum Vendor {
     Anthropic,
     /// OpenRouter.
     OpenRouter,
+    /// Replicate.
+    Replicate,
+    /// fal.
+    Fal,
 }
 
 impl Vendor {
     /// Every vendor, in the order of the report.
-    pub const ALL: [Vendor; 3] = [Vendor::OpenAi, Vendor::Anthropic, Vendor::OpenRouter];
+    pub const ALL: [Vendor; 5] = [
+        Vendor::OpenAi,
+        Vendor::Anthropic,
+        Vendor::OpenRouter,
+        Vendor::Replicate,
+        Vendor::Fal,
+    ];
 
-    /// Taffrail's name for the vendor: route, configuration key and label.
+    /// Taffrail's label for the vendor.
     pub const fn name(self) -> &'static str {
         match self {
             Vendor::OpenAi => "openai",
             Vendor::Anthropic => "anthropic",
             Vendor::OpenRouter => "openrouter",
+            Vendor::Replicate => "replicate",
+            Vendor::Fal => "fal",
+        }
+    }
+
+    /// Taffrail's routes, and configuration keys, for the vendor's hosts.
+    pub const fn routes(self) -> &'static [&'static str] {
+        match self {
+            Vendor::OpenAi => &["openai"],
+            Vendor::Anthropic => &["anthropic"],
+            Vendor::OpenRouter => &["openrouter"],
+            Vendor::Replicate => &["replicate"],
+            Vendor::Fal => &["fal", "fal-queue"],
         }
     }
 }
@@ -90,9 +120,10 @@ pub enum Case {
     QuotaExhausted,
     /// Refused: too many users.
     Overloaded,
-    /// An error in the middle of a stream that began with 200.
+    /// An error after a good beginning: in the middle of a stream that began with 200, or of a
+    /// job that was accepted.
     ErrorInStream,
-    /// The connection breaks in the middle of the answer.
+    /// The connection breaks in the middle of the answer; Replicate and fal serve well.
     Truncated,
 }
 
@@ -142,8 +173,11 @@ pub struct Foresight {
     pub status: StatusCode,
     /// What it is said to have consumed, as far as it is said.
     pub usage: Usage,
-    /// The cost that the vendor states, if it states one.
-    pub stated_cost: Option<Usd>,
+    /// What the vendor charges, if its prices are known here: it states them (OpenRouter), or
+    /// they are a look-alike's (Replicate, fal).
+    pub charged: Option<Usd>,
+    /// Why nobody can know what it costs, if so.
+    pub unpriced: Option<UnpricedReason>,
 }
 
 /// Works out what becomes of a well-formed request, whose stream the client drops half-way if
@@ -168,7 +202,7 @@ pub fn foresee(
         Case::ErrorInStream => (Outcome::UpstreamError, overload_status(vendor)),
         Case::Truncated => (Outcome::UpstreamTruncated, StatusCode::OK),
     };
-    let (usage, stated_cost) = match outcome {
+    let (usage, charged) = match outcome {
         Outcome::Ok => (answer.usage(), openrouter::stated_cost(&ask, &answer)),
         // Anthropic says at the beginning of a stream what the input was.
         _ if status == StatusCode::OK && ask.is_stream && vendor == Vendor::Anthropic => {
@@ -184,25 +218,50 @@ pub fn foresee(
         },
         outcome,
         status,
+        unpriced: match outcome {
+            Outcome::ClientCancelled | Outcome::UpstreamTruncated if usage.is_empty() => {
+                Some(UnpricedReason::Incomplete)
+            }
+            _ => None,
+        },
         usage,
-        stated_cost,
+        charged,
     })
+}
+
+/// The same of a request to Replicate or fal, whose answer is all there is or, if `is_job`, a job
+/// that the client follows to its end, or cancels before it has begun if `is_cancelled`.
+pub fn foresee_work(
+    vendor: Vendor,
+    path: &str,
+    body: &[u8],
+    case: Case,
+    is_job: bool,
+    is_cancelled: bool,
+) -> Option<Foresight> {
+    let work = match vendor {
+        Vendor::Replicate => replicate::order(path, body, case),
+        Vendor::Fal => fal::order(path, body, case),
+        _ => return None,
+    };
+    Some(work.ok()?.foresight(case, is_job, is_cancelled))
 }
 
 const fn quota_status(vendor: Vendor) -> StatusCode {
     match vendor {
         Vendor::OpenAi => StatusCode::TOO_MANY_REQUESTS,
         Vendor::Anthropic => StatusCode::BAD_REQUEST,
-        Vendor::OpenRouter => StatusCode::PAYMENT_REQUIRED,
+        Vendor::OpenRouter | Vendor::Replicate => StatusCode::PAYMENT_REQUIRED,
+        Vendor::Fal => StatusCode::FORBIDDEN,
     }
 }
 
 fn overload_status(vendor: Vendor) -> StatusCode {
     match vendor {
-        Vendor::OpenAi => StatusCode::SERVICE_UNAVAILABLE,
+        Vendor::OpenAi | Vendor::Fal => StatusCode::SERVICE_UNAVAILABLE,
         // Anthropic's "overloaded", which has no name in the registry of statuses.
         Vendor::Anthropic => StatusCode::from_u16(529).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
-        Vendor::OpenRouter => StatusCode::BAD_GATEWAY,
+        Vendor::OpenRouter | Vendor::Replicate => StatusCode::BAD_GATEWAY,
     }
 }
 
@@ -491,44 +550,62 @@ fn quoted(text: &str) -> String {
 #[derive(Debug)]
 pub struct LookAlike {
     vendor: Vendor,
-    address: SocketAddr,
-    _accept: AbortOnDropHandle<()>,
+    /// A listener for each of the vendor's routes, in their order.
+    listeners: Vec<(SocketAddr, AbortOnDropHandle<()>)>,
 }
 
 impl LookAlike {
-    /// Starts the look-alike of `vendor` on a free port of loopback.
+    /// Starts the look-alike of `vendor`, each of its hosts on a free port of loopback.
     ///
     /// # Errors
     ///
     /// If no port can be had.
     pub async fn start(vendor: Vendor) -> io::Result<LookAlike> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let address = listener.local_addr()?;
-        let accept = AbortOnDropHandle::new(tokio::spawn(accept(listener, vendor)));
-        Ok(LookAlike {
-            vendor,
-            address,
-            _accept: accept,
-        })
+        let mut listeners = Vec::new();
+        for route in vendor.routes() {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            let address = listener.local_addr()?;
+            let site = Site {
+                vendor,
+                route,
+                origin: origin(address),
+                jobs: Jobs::default(),
+            };
+            let accept = tokio::spawn(accept(listener, Arc::new(site)));
+            listeners.push((address, AbortOnDropHandle::new(accept)));
+        }
+        Ok(LookAlike { vendor, listeners })
     }
 
-    /// Whom it looks like.
-    pub const fn vendor(&self) -> Vendor {
-        self.vendor
-    }
-
-    /// The URL that stands for the vendor's own (`https://api.openai.com`).
-    pub fn upstream(&self) -> String {
-        format!("http://{}", self.address)
+    /// Taffrail's routes for the vendor's hosts, each with the URL that stands for the host's own
+    /// (`https://api.openai.com`).
+    pub fn upstreams(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let origins = self.listeners.iter().map(|(address, _)| origin(*address));
+        self.vendor.routes().iter().copied().zip(origins)
     }
 }
 
-async fn accept(listener: TcpListener, vendor: Vendor) {
+fn origin(address: SocketAddr) -> String {
+    format!("http://{address}")
+}
+
+/// A host of a vendor's.
+#[derive(Debug)]
+struct Site {
+    vendor: Vendor,
+    /// Taffrail's route for it.
+    route: &'static str,
+    /// What its own URLs begin with.
+    origin: String,
+    jobs: Jobs,
+}
+
+async fn accept(listener: TcpListener, site: Arc<Site>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => { connections.spawn(serve(stream, vendor)); }
+                Ok((stream, _)) => { connections.spawn(serve(stream, Arc::clone(&site))); }
                 // Out of file descriptors, most likely: the next try may wait a little.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             },
@@ -537,9 +614,10 @@ async fn accept(listener: TcpListener, vendor: Vendor) {
     }
 }
 
-async fn serve(stream: TcpStream, vendor: Vendor) {
-    let service = service_fn(move |request: Request<Incoming>| async move {
-        Ok::<_, Infallible>(respond(vendor, request).await)
+async fn serve(stream: TcpStream, site: Arc<Site>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let site = Arc::clone(&site);
+        async move { Ok::<_, Infallible>(respond(&site, request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -549,34 +627,55 @@ async fn serve(stream: TcpStream, vendor: Vendor) {
     drop(served);
 }
 
-async fn respond(vendor: Vendor, request: Request<Incoming>) -> Response<Play> {
+async fn respond(site: &Site, request: Request<Incoming>) -> Response<Play> {
     let (head, body) = request.into_parts();
     let body = Limited::new(body, REQUEST_BYTES_MAX).collect().await;
-    let stamp = Stamp::now();
-    let case = Case::of(&head.headers);
-    let asked = match body {
-        Ok(body) => read(vendor, &head, &body.to_bytes()),
-        Err(_) => Err(Refusal::TooLong),
-    };
-    let reply = match (vendor, asked) {
-        (Vendor::OpenAi, Ok(asked)) => openai::reply(asked.as_ref(), case, &stamp),
-        (Vendor::Anthropic, Ok(asked)) => anthropic::reply(asked.as_ref(), case, &stamp),
-        (Vendor::OpenRouter, Ok(asked)) => openrouter::reply(asked.as_ref(), case, &stamp),
-        (Vendor::OpenAi, Err(refusal)) => openai::refuse(&refusal, &stamp),
-        (Vendor::Anthropic, Err(refusal)) => anthropic::refuse(&refusal, &stamp),
-        (Vendor::OpenRouter, Err(refusal)) => openrouter::refuse(&refusal),
-    };
+    let body = body.map(|body| body.to_bytes());
+    let reply = reply(site, &head, body.map_err(|_| Refusal::TooLong));
     tokio::time::sleep(reply.latency).await;
     reply.into_response(&head.headers)
+}
+
+fn reply(site: &Site, head: &Parts, body: Result<Bytes, Refusal>) -> Reply {
+    let stamp = Stamp::now();
+    let (vendor, case) = (site.vendor, Case::of(&head.headers));
+    let asked = || body.clone().and_then(|body| read(vendor, head, &body));
+    match vendor {
+        Vendor::OpenAi => match asked() {
+            Ok(asked) => openai::reply(asked.as_ref(), case, &stamp),
+            Err(refusal) => openai::refuse(&refusal, &stamp),
+        },
+        Vendor::Anthropic => match asked() {
+            Ok(asked) => anthropic::reply(asked.as_ref(), case, &stamp),
+            Err(refusal) => anthropic::refuse(&refusal, &stamp),
+        },
+        Vendor::OpenRouter => match asked() {
+            Ok(asked) => openrouter::reply(asked.as_ref(), case, &stamp),
+            Err(refusal) => openrouter::refuse(&refusal),
+        },
+        Vendor::Replicate => match body {
+            Ok(body) => replicate::reply(site, head, &body, &stamp),
+            Err(refusal) => replicate::refuse(&refusal),
+        },
+        Vendor::Fal => match body {
+            Ok(body) => fal::reply(site, head, &body, &stamp),
+            Err(refusal) => fal::refuse(&refusal),
+        },
+    }
+}
+
+/// Whether there is a key, whatever it is.
+fn has_key(headers: &HeaderMap) -> bool {
+    ["authorization", "x-api-key"]
+        .iter()
+        .any(|name| headers.get(*name).is_some_and(|key| key.len() > 4))
 }
 
 /// The question of a request; none if it asks for the list of models.
 fn read(vendor: Vendor, head: &Parts, body: &[u8]) -> Result<Option<(Ask, Answer)>, Refusal> {
     let endpoint = Endpoint::of(vendor, &head.method, head.uri.path());
     let endpoint = endpoint.ok_or(Refusal::NoSuchPath)?;
-    let has_key = ["authorization", "x-api-key"]
-        .iter()
-        .any(|name| head.headers.get(*name).is_some_and(|key| key.len() > 4));
+    let has_key = has_key(&head.headers);
     if endpoint == Endpoint::Models && (has_key || vendor == Vendor::OpenRouter) {
         return Ok(None);
     }

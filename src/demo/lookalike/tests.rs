@@ -46,7 +46,13 @@ impl Seen {
 
 async fn ask(vendor: Vendor, path: &str, body: &str, headers: &[(&'static str, &str)]) -> Seen {
     let lookalike = LookAlike::start(vendor).await.unwrap();
-    let stream = TcpStream::connect(lookalike.address).await.unwrap();
+    let (_, upstream) = lookalike.upstreams().next().unwrap();
+    ask_at(&upstream, path, body, headers).await
+}
+
+async fn ask_at(upstream: &str, path: &str, body: &str, headers: &[(&'static str, &str)]) -> Seen {
+    let address = upstream.strip_prefix("http://").unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     let _driver = AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.await) }));
     let mut request = Request::builder().method(if body.is_empty() { "GET" } else { "POST" });
@@ -203,9 +209,156 @@ async fn a_cost_is_stated_by_openrouter_alone_and_holds_both_parties() {
         };
         let upstream = number("/cost_details/upstream_inference_cost").unwrap_or_default();
         let stated = number("/cost").map(|cost| (cost + upstream).normalize());
-        assert_eq!(stated, foresight.stated_cost.map(Usd::normalize), "{body}");
+        assert_eq!(stated, foresight.charged.map(Usd::normalize), "{body}");
         assert_eq!(stated.is_some(), vendor == Vendor::OpenRouter);
     }
+}
+
+/// Asks how a job is, at a URL of the answers', until it has ended.
+async fn follow(upstream: &str, url: &Value) -> Value {
+    let path = url.as_str().unwrap().strip_prefix(upstream).unwrap();
+    loop {
+        let seen = ask_at(upstream, path, "", &[KEY]).await;
+        let told: Value = serde_json::from_str(&seen.body).unwrap();
+        let status = told["status"].as_str().unwrap();
+        if !["starting", "processing", "IN_QUEUE", "IN_PROGRESS"].contains(&status) {
+            return told;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+const LLAMA: &str = "/v1/models/meta/meta-llama-3-70b-instruct/predictions";
+const PROMPT: &str = r#"{"input":{"prompt":"Where is the log streamed?"}}"#;
+
+/// What the metrics of a prediction come to.
+fn metered(prediction: &Value) -> Usage {
+    let metrics = &prediction["metrics"];
+    let named = [
+        ("predict_time", Unit::ComputeSecond),
+        ("input_token_count", Unit::Input),
+        ("output_token_count", Unit::Output),
+        ("image_count", Unit::Image),
+    ];
+    let stated = named.iter().filter(|(name, _)| !metrics[*name].is_null());
+    stated.fold(Usage::new(), |usage, (name, unit)| {
+        let quantity: rust_decimal::Decimal = metrics[*name].to_string().parse().unwrap();
+        usage.with(*unit, quantity)
+    })
+}
+
+#[tokio::test]
+async fn a_prediction_is_followed_to_the_end_that_was_foreseen() {
+    let lookalike = LookAlike::start(Vendor::Replicate).await.unwrap();
+    let (_, upstream) = lookalike.upstreams().next().unwrap();
+    let failing = Case::ErrorInStream;
+    for (case, status, outcome) in [
+        (Case::Good, "succeeded", Outcome::Ok),
+        (failing, "failed", Outcome::JobFailed),
+    ] {
+        let headers = [KEY, (CASE_HEADER, case.as_str())];
+        let seen = ask_at(&upstream, LLAMA, PROMPT, &headers).await;
+        let created: Value = serde_json::from_str(&seen.body).unwrap();
+        assert_eq!((seen.status, &created["status"]), (201, &"starting".into()));
+        assert!(created.get("metrics").is_none(), "{created}");
+        let ended = follow(&upstream, &created["urls"]["get"]).await;
+        assert_eq!(
+            (&ended["id"], &ended["status"]),
+            (&created["id"], &status.into())
+        );
+        let foresight = foresee_work(
+            Vendor::Replicate,
+            LLAMA,
+            PROMPT.as_bytes(),
+            case,
+            true,
+            false,
+        )
+        .unwrap();
+        assert_eq!(
+            (foresight.outcome, foresight.usage),
+            (outcome, metered(&ended))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_prediction_that_is_waited_for_comes_with_its_metrics() {
+    let path = "/v1/models/black-forest-labs/flux-schnell/predictions";
+    let body = r#"{"input":{"prompt":"a cat","num_outputs":3}}"#;
+    let seen = ask(Vendor::Replicate, path, body, &[KEY, ("prefer", "wait")]).await;
+    let ended: Value = serde_json::from_str(&seen.body).unwrap();
+    assert_eq!((seen.status, &ended["status"]), (201, &"succeeded".into()));
+    assert_eq!(seen.header("preference-applied"), "wait");
+    let foresight = foresee_work(
+        Vendor::Replicate,
+        path,
+        body.as_bytes(),
+        Case::Good,
+        true,
+        false,
+    )
+    .unwrap();
+    assert_eq!(foresight.usage, metered(&ended));
+    assert_eq!(foresight.charged, Usd::from_json_number("0.009"));
+}
+
+#[tokio::test]
+async fn a_prediction_that_has_not_begun_can_be_cancelled() {
+    let lookalike = LookAlike::start(Vendor::Replicate).await.unwrap();
+    let (_, upstream) = lookalike.upstreams().next().unwrap();
+    let slow = [KEY, (CASE_HEADER, Case::Slow.as_str())];
+    let created = ask_at(&upstream, LLAMA, PROMPT, &slow).await;
+    let created: Value = serde_json::from_str(&created.body).unwrap();
+    let path = created["urls"]["cancel"].as_str().unwrap();
+    let path = path.strip_prefix(&upstream).unwrap();
+    let cancelled = ask_at(&upstream, path, "{}", &[KEY]).await;
+    let cancelled: Value = serde_json::from_str(&cancelled.body).unwrap();
+    assert_eq!(cancelled["status"], "canceled");
+    assert!(cancelled.get("started_at").is_none(), "{cancelled}");
+}
+
+#[tokio::test]
+async fn fal_states_what_it_bills_in_a_header_alone() {
+    let lookalike = LookAlike::start(Vendor::Fal).await.unwrap();
+    let upstreams: Vec<(&str, String)> = lookalike.upstreams().collect();
+    let [("fal", run), ("fal-queue", queue)] = &upstreams[..] else {
+        panic!("{upstreams:?}");
+    };
+    let (path, body) = ("/fal-ai/flux/dev", r#"{"prompt":"a cat","num_images":2}"#);
+    let foresight =
+        foresee_work(Vendor::Fal, path, body.as_bytes(), Case::Good, true, false).unwrap();
+    let billed = Usage::new()
+        .with(Unit::BillableUnit, 2)
+        .with(Unit::Image, 2);
+    assert_eq!(foresight.usage, billed);
+    assert_eq!(foresight.charged, Usd::from_json_number("0.05"));
+    let waited = ask_at(run, path, body, &[KEY]).await;
+    assert_eq!(waited.header("x-fal-billable-units"), "2");
+
+    let submitted = ask_at(queue, path, body, &[KEY]).await;
+    let submitted: Value = serde_json::from_str(&submitted.body).unwrap();
+    assert_eq!(submitted["status"], "IN_QUEUE");
+    let own = format!("{queue}/fal-ai/flux/requests/");
+    assert!(
+        submitted["response_url"]
+            .as_str()
+            .unwrap()
+            .starts_with(&own)
+    );
+    let ended = follow(queue, &submitted["status_url"]).await;
+    assert_eq!(ended["status"], "COMPLETED");
+    let result = ended["response_url"].as_str().unwrap();
+    let result = ask_at(
+        queue,
+        result.strip_prefix(queue.as_str()).unwrap(),
+        "",
+        &[KEY],
+    )
+    .await;
+    assert_eq!(result.header("x-fal-billable-units"), "2");
+    let result: Value = serde_json::from_str(&result.body).unwrap();
+    assert_eq!(result["images"].as_array().map(Vec::len), Some(2));
 }
 
 #[tokio::test]

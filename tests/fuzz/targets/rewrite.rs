@@ -12,5 +12,6 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         let seed = u64::from_le_bytes(*seed);
         properties::request(bytes, seed);
         properties::response(bytes, seed);
+        properties::job_urls(bytes, seed);
     }
 });

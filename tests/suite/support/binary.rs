@@ -344,6 +344,16 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// The proxy's address for TLS, as the log says.
+    pub(crate) fn proxy_tls(&self) -> SocketAddr {
+        let log = self.process.log();
+        let address = log.lines().find_map(|line| {
+            let event: Value = serde_json::from_str(line).unwrap_or_default();
+            event["proxy_tls"].as_str()?.parse().ok()
+        });
+        address.expect("the proxy does not speak TLS")
+    }
+
     /// Sends a signal by its name without `SIG`.
     pub(crate) async fn signal(&self, name: &str) {
         let sent = Command::new("kill")

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::upstream::find;
@@ -67,7 +67,7 @@ pub(crate) async fn ask_and_leave(address: SocketAddr, request: &[u8], body_byte
 
 /// Reads one response; what follows it stays in `pending`.
 pub(crate) async fn read_response(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncRead + Unpin),
     pending: &mut Vec<u8>,
     is_head: bool,
 ) -> Seen {

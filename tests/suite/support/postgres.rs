@@ -433,6 +433,33 @@ impl Cluster {
         Some(run(dump).await)
     }
 
+    /// Runs a statement again and again by the machine's `pgbench`, which takes little from the
+    /// server; returns transactions a second. `None` where it is missing.
+    pub(crate) async fn pgbench(
+        &self,
+        database: &Database,
+        statement: &str,
+        clients: u64,
+        transactions: u64,
+    ) -> Option<f64> {
+        let program = Version::Default.bin()?.join("pgbench");
+        if !program.exists() {
+            return skip("pgbench");
+        }
+        let script = self.dir.join(format!("{}.sql", database.name));
+        std::fs::write(&script, statement).unwrap();
+        let mut bench = owned(program);
+        bench
+            .args(["--no-vacuum", "--protocol=prepared", "-f"])
+            .arg(&script)
+            .args(["-c", &clients.to_string(), "-t", &transactions.to_string()])
+            .arg(database.url());
+        let said = run(bench).await;
+        let rate = said.lines().find_map(|line| line.strip_prefix("tps = "));
+        let rate = rate.and_then(|rate| rate.split(' ').next());
+        Some(rate.expect(&said).parse().unwrap())
+    }
+
     fn reach(&self, name: &str) -> Database {
         Database {
             name: name.to_owned(),

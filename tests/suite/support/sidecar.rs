@@ -133,6 +133,7 @@ impl Sidecar {
             attribution: setup.attribution,
             pepper: String::new(),
             routes: Routes::new(setup.routes),
+            places: Arc::default(),
             jobs: Arc::new(Jobs::new(
                 jobs::Config::default(),
                 ledger.clone(),
@@ -143,6 +144,7 @@ impl Sidecar {
             prices,
             instance: Instance::default(),
             tls: setup.tls,
+            tls_listener: None,
         };
         let proxy = Proxy::start(listener, parts).unwrap();
         Sidecar {
