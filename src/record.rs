@@ -333,6 +333,8 @@ pub struct Report {
     pub region: Option<String>,
     /// The provider's id of the request or generation.
     pub provider_request_id: Option<String>,
+    /// The size of a video (`1280x720`), which counts where the request did not say one.
+    pub image_variant: Option<String>,
     /// The consumption, in disjoint units; none of the parts is empty. Each is priced by itself,
     /// and several may be of one model: a long context is dearer for each, not for their sum.
     pub parts: Vec<Part>,

@@ -76,7 +76,7 @@ impl Provider for Anthropic {
 
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter> {
         if call.route == COMPATIBLE {
-            Box::new(chat::meter(call.operation, head, &VENDOR))
+            Box::new(chat::meter(call, head, &VENDOR))
         } else {
             Box::new(meter(call, head, &VENDOR))
         }

@@ -78,8 +78,15 @@ impl Provider for Azure {
         if is_anthropic(call) {
             Box::new(anthropic::meter(call, head, &VENDOR))
         } else {
-            Box::new(chat::meter(call.operation, head, &VENDOR))
+            Box::new(chat::meter(call, head, &VENDOR))
         }
+    }
+
+    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+        // Elsewhere the query must name a version of the API.
+        call.route
+            .starts_with("/openai/v1/")
+            .then(|| chat::follow_up(call, job_id))
     }
 
     fn needs_usage_injection(&self, call: &Call) -> bool {

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 use rust_decimal::Decimal;
 
 use super::cost::Costs;
@@ -19,7 +19,7 @@ use super::response::{
 };
 use super::route::{self, Route, Segments, route};
 use super::{
-    Call, Meter, Part, Provider, RateLimit, RequestHead, RequestReader, ResponseHead,
+    Call, JobCall, Meter, Part, Provider, RateLimit, RequestHead, RequestReader, ResponseHead,
     common_rate_limits, request,
 };
 use crate::record::Operation;
@@ -81,7 +81,11 @@ impl Provider for Chat {
     }
 
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter> {
-        Box::new(meter(call.operation, head, self.vendor))
+        Box::new(meter(call, head, self.vendor))
+    }
+
+    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+        Some(follow_up(call, job_id))
     }
 
     fn needs_usage_injection(&self, call: &Call) -> bool {
@@ -113,10 +117,11 @@ pub(crate) fn recognise(head: RequestHead<'_>) -> Call {
         } else {
             template
         };
-        Some((route.operation, template))
+        let job = job(head.method, route.template, segments.get(start + 1));
+        Some((route.operation, template, job))
     });
-    let (operation, template) =
-        found.unwrap_or_else(|| (route::unknown(head.method), route::UNKNOWN_ROUTE));
+    let (operation, template, job) =
+        found.unwrap_or_else(|| (route::unknown(head.method), route::UNKNOWN_ROUTE, None));
     let model = match operation {
         Operation::Realtime => route::query_value(head.query, "model").and_then(route::name),
         _ => None,
@@ -125,8 +130,34 @@ pub(crate) fn recognise(head: RequestHead<'_>) -> Call {
         operation,
         route: Cow::Borrowed(template),
         model,
-        job: None,
+        job,
     }
+}
+
+/// The place of a call of that template in the life of a job, where `id` would name the job.
+fn job(method: &Method, template: &str, id: Option<&str>) -> Option<JobCall> {
+    let asks = match template {
+        "/v1/responses" | "/v1/videos" | "/v1/videos/edits" | "/v1/videos/{id}/remix" => {
+            return Some(JobCall::Submit).filter(|_| method == Method::POST);
+        }
+        "/v1/responses/{id}" | "/v1/videos/{id}" => Method::GET,
+        "/v1/responses/{id}/cancel" => Method::POST,
+        _ => return None,
+    };
+    id.filter(|_| *method == asks)
+        .and_then(route::name)
+        .map(JobCall::Follow)
+}
+
+/// The path that tells how the job is that this call has submitted. A prefix of the vendor's that
+/// the call's route leaves out is missing here too.
+pub(crate) fn follow_up(call: &Call, job_id: &str) -> String {
+    let collection = match call.operation {
+        Operation::Video => "/videos",
+        _ => "/responses",
+    };
+    let base = call.route.split(collection).next().unwrap_or_default();
+    format!("{base}{collection}/{job_id}")
 }
 
 /// The paths that OpenAI defined, and a few that its followers added. A vendor's prefix may
@@ -161,6 +192,7 @@ static ROUTES: &[Route] = &[
     route("*", "/v1/files", Operation::Files),
     route("*", "/v1/uploads/*", Operation::Files),
     route("POST", "/v1/videos", Operation::Video),
+    route("POST", "/v1/videos/edits", Operation::Video),
     route("POST", "/v1/videos/{id}/remix", Operation::Video),
     route("*", "/v1/videos/{id}/content", Operation::Control),
     route("*", "/v1/videos/{id}", Operation::Control),
@@ -186,10 +218,16 @@ static ROUTES: &[Route] = &[
 
 /// A meter for a response of the dialect.
 pub(crate) fn meter(
-    operation: Operation,
+    call: &Call,
     head: ResponseHead<'_>,
     vendor: &'static Vendor,
 ) -> ResponseMeter<ChatCounts> {
+    // What follows a job shows what its submit would show at its end.
+    let operation = match &call.job {
+        Some(JobCall::Follow(_)) if call.route.contains("/videos/") => Operation::Video,
+        Some(JobCall::Follow(_)) => Operation::Responses,
+        _ => call.operation,
+    };
     let table: &'static Table = match operation {
         Operation::Responses => &RESPONSES,
         Operation::Image | Operation::Speech | Operation::Transcription | Operation::Video => {
@@ -197,7 +235,7 @@ pub(crate) fn meter(
         }
         _ => &COMPLETIONS,
     };
-    ResponseMeter::new(table, vendor, operation, head)
+    ResponseMeter::new(table, vendor, operation, head).of_job(call.job.as_ref())
 }
 
 /// Completions and whatever else states `usage` at the top, whole or in chunks.
@@ -325,6 +363,8 @@ const RESPONSE_ROWS: &[Row] = &[
     (Field::ServiceTier, &[IN, Key("service_tier")]),
     (Field::Status, &[Key("status")]),
     (Field::Status, &[IN, Key("status")]),
+    (Field::Background, &[Key("background")]),
+    (Field::Background, &[IN, Key("background")]),
     (
         Field::IncompleteReason,
         &[Key("incomplete_details"), Key("reason")],
@@ -385,13 +425,14 @@ const MEDIA_ROWS: &[Row] = &[
     (Field::Type, &[Key("type")]),
     (Field::Model, &[Key("model")]),
     (Field::RequestId, &[Key("id")]),
-    (Field::RequestId, &[Key("generation_id")]),
+    (Field::GenerationId, &[Key("generation_id")]),
     (Field::UpstreamProvider, &[Key("provider")]),
     (Field::ServiceTier, &[Key("service_tier")]),
     (Field::Status, &[Key("status")]),
     (Field::Usage(Object), &[Key("usage")]),
     (Field::Usage(AudioSeconds), &[Key("duration")]),
     (Field::Usage(VideoSeconds), &[Key("seconds")]),
+    (Field::Size, &[Key("size")]),
     (Field::Images, &[Key("data")]),
     (Field::Error, &[Key("error")]),
     (Field::ErrorText, &[Key("error")]),
@@ -499,10 +540,8 @@ impl Counts for ChatCounts {
             set_known(&mut usage, Unit::AudioSecond, self.duration);
             settled.is_estimated = true;
         }
-        if operation == Operation::Video && self.video_seconds.is_some() {
-            // Promised when the job begins; billed if it succeeds.
+        if operation == Operation::Video {
             set_known(&mut usage, Unit::VideoSecond, self.video_seconds);
-            settled.is_estimated = true;
         }
         if usage.is_empty() {
             return settled;

@@ -172,7 +172,7 @@ impl Provider for Fal {
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter> {
         match Place::of(call) {
             Some(place) => Box::new(FalMeter::new(place, call, head)),
-            None => Box::new(chat::meter(call.operation, head, &VENDOR)),
+            None => Box::new(chat::meter(call, head, &VENDOR)),
         }
     }
 
@@ -206,6 +206,8 @@ fn recognise_run(head: RequestHead<'_>) -> Option<Call> {
         let call = chat::recognise(RequestHead { path, ..head });
         return (call.route != route::UNKNOWN_ROUTE).then(|| Call {
             route: Cow::Owned(format!("{OPENAI_BASE}{}", call.route)),
+            // fal's own jobs are at the queue's host.
+            job: None,
             ..call
         });
     }
@@ -793,6 +795,7 @@ impl Answer {
             upstream_provider: None,
             service_tier: None,
             region: None,
+            image_variant: None,
             provider_request_id: self.header_request_id.or(self.request_id),
             estimated: !is_stated && !parts.is_empty(),
             parts,

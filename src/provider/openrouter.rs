@@ -5,6 +5,7 @@
 //! OpenRouter; with bring-your-own-key the party behind it sends a second bill.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use http::HeaderMap;
 
@@ -12,12 +13,14 @@ use super::failure::Failure;
 use super::response::Vendor;
 use super::route::{self, Route, Segments, route};
 use super::{
-    Call, Meter, Provider, RateLimit, RequestHead, RequestReader, ResponseHead, StatedCost,
-    anthropic, chat, common_rate_limits, request,
+    Call, JobCall, Meter, Provider, RateLimit, RequestHead, RequestReader, ResponseHead,
+    StatedCost, anthropic, chat, common_rate_limits, request, url_selector,
 };
 use crate::fault::Outcome;
 use crate::money::Usd;
 use crate::record::Operation;
+use crate::wire::json::Selector;
+use crate::wire::json::Step::{Each, Key};
 
 /// Route, configuration key and label.
 pub(crate) const NAME: &str = "openrouter";
@@ -33,6 +36,13 @@ static VENDOR: Vendor = Vendor {
     refine,
 };
 
+/// The URLs of a video that a client follows with its key, where they are absolute.
+static JOB_URLS: LazyLock<Selector> =
+    LazyLock::new(|| url_selector(&[&[Key("polling_url")], &[Key("unsigned_urls"), Each]]));
+
+const VIDEOS: &str = "/api/v1/videos";
+const VIDEO: &str = "/api/v1/videos/{id}";
+
 static ROUTES: &[Route] = &[
     route("POST", "/api/v1/chat/completions", Operation::Chat),
     route("POST", "/api/v1/responses", Operation::Responses),
@@ -47,7 +57,7 @@ static ROUTES: &[Route] = &[
         "/api/v1/audio/transcriptions",
         Operation::Transcription,
     ),
-    route("POST", "/api/v1/videos", Operation::Video),
+    route("POST", VIDEOS, Operation::Video),
     route(
         "POST",
         "/api/v1/presets/{slug}/chat/completions",
@@ -70,7 +80,7 @@ static ROUTES: &[Route] = &[
     route("GET", "/api/v1/models/*", Operation::Models),
     route("GET", "/api/v1/model/*", Operation::Models),
     route("GET", "/api/v1/videos/{id}/content", Operation::Control),
-    route("GET", "/api/v1/videos/{id}", Operation::Control),
+    route("GET", VIDEO, Operation::Control),
     route("GET", "/api/v1/generation", Operation::Control),
     route("GET", "/api/v1/generation/content", Operation::Control),
     route("GET", "/api/v1/credits", Operation::Control),
@@ -98,11 +108,16 @@ impl Provider for OpenRouter {
             Some((route, template)) => (route.operation, template),
             None => (route::unknown(head.method), route::UNKNOWN_ROUTE),
         };
+        let job = match template {
+            VIDEOS => Some(JobCall::Submit),
+            VIDEO => segments.get(3).and_then(route::name).map(JobCall::Follow),
+            _ => None,
+        };
         Call {
             operation,
             route: Cow::Borrowed(template),
             model: None,
-            job: None,
+            job,
         }
     }
 
@@ -115,8 +130,16 @@ impl Provider for OpenRouter {
         if call.route.ends_with("/messages") {
             Box::new(anthropic::meter(call, head, &VENDOR).with_default_cost(cost))
         } else {
-            Box::new(chat::meter(call.operation, head, &VENDOR).with_default_cost(cost))
+            Box::new(chat::meter(call, head, &VENDOR).with_default_cost(cost))
         }
+    }
+
+    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+        Some(chat::follow_up(call, job_id))
+    }
+
+    fn job_urls(&self, call: &Call) -> Option<&'static Selector> {
+        call.job.as_ref().map(|_| &*JOB_URLS)
     }
 
     fn needs_usage_injection(&self, _call: &Call) -> bool {

@@ -698,6 +698,7 @@ fn plain(http_status: u16, end: End) -> Report {
         parts: Vec::new(),
         stated_cost: None,
         raw_usage: None,
+        image_variant: None,
         fidelity: if broken_off.is_some() {
             Fidelity::Partial
         } else {

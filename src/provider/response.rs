@@ -13,7 +13,8 @@ use super::failure::{self, Failure};
 use super::object::{merge, word};
 use super::source::{Documents, Framing, Source};
 use super::{
-    End, Meter, Milestone, NAME_BYTES_MAX, Part, Report, RequestFacts, ResponseHead, StatedCost,
+    End, JobCall, JobStage, JobView, Meter, Milestone, NAME_BYTES_MAX, Part, Report, RequestFacts,
+    ResponseHead, StatedCost,
 };
 use crate::fault::Outcome;
 use crate::record::{Fidelity, Operation};
@@ -36,8 +37,10 @@ pub(crate) const WORD_BYTES_MAX: usize = 128;
 pub(crate) enum Field {
     /// The model that answers.
     Model,
-    /// The vendor's id of the response.
+    /// The vendor's id of the response, or of the job that it is about.
     RequestId,
+    /// The vendor's id of what was generated, where it has one besides.
+    GenerationId,
     /// The party behind a router.
     UpstreamProvider,
     /// The tier that is billed.
@@ -46,10 +49,14 @@ pub(crate) enum Field {
     FinishReason,
     /// How far the response is, in the Responses API and in jobs.
     Status,
+    /// Whether a response is made in the background, as a job.
+    Background,
     /// Why a response is incomplete.
     IncompleteReason,
     /// A value for the dialect's [`Counts`].
     Usage(Quantity),
+    /// The size of a video.
+    Size,
     /// An array of images.
     Images,
     /// Content of an event, a real token unless it is empty.
@@ -108,7 +115,9 @@ pub(crate) enum Quantity {
 impl Field {
     fn want(self) -> Want {
         match self {
-            Field::Model | Field::RequestId | Field::UpstreamProvider => Want::Text(NAME_BYTES_MAX),
+            Field::Model | Field::RequestId | Field::GenerationId | Field::UpstreamProvider => {
+                Want::Text(NAME_BYTES_MAX)
+            }
             Field::Usage(Quantity::Object | Quantity::Breakdown | Quantity::Timings) => {
                 Want::Text(USAGE_BYTES_MAX)
             }
@@ -218,14 +227,19 @@ impl<C: Counts> ResponseMeter<C> {
                 operation,
                 status,
                 header_request_id: request_id(vendor, head),
+                role: None,
                 default_cost: None,
                 counts: C::default(),
                 model: None,
+                size: None,
                 request_id: None,
+                generation_id: None,
                 upstream_provider: None,
                 service_tier: None,
                 finish_reason: None,
                 progress: None,
+                is_background: None,
+                has_concluded: false,
                 incomplete_reason: None,
                 first_usage: Vec::new(),
                 last_usage: Vec::new(),
@@ -247,6 +261,15 @@ impl<C: Counts> ResponseMeter<C> {
     /// The same meter with a cost that holds unless the response states one.
     pub(crate) fn with_default_cost(mut self, cost: Option<StatedCost>) -> ResponseMeter<C> {
         self.answer.default_cost = cost;
+        self
+    }
+
+    /// The same meter for the answer to a call with that place in the life of a job.
+    pub(crate) fn of_job(mut self, job: Option<&JobCall>) -> ResponseMeter<C> {
+        self.answer.role = job.map(|job| match job {
+            JobCall::Submit => Role::Submit,
+            JobCall::Follow(_) => Role::Follow,
+        });
         self
     }
 }
@@ -292,6 +315,15 @@ enum Ending {
     Marked,
 }
 
+/// What a call has to do with the job that its answer may tell of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// It may have started the job.
+    Submit,
+    /// It asks for the job.
+    Follow,
+}
+
 /// What was found in the document at hand.
 #[derive(Debug, Default)]
 struct Event {
@@ -332,14 +364,20 @@ struct Answer<C> {
     operation: Operation,
     status: u16,
     header_request_id: Option<String>,
+    role: Option<Role>,
     default_cost: Option<StatedCost>,
     counts: C,
     model: Option<String>,
+    size: Option<String>,
     request_id: Option<String>,
+    generation_id: Option<String>,
     upstream_provider: Option<String>,
     service_tier: Option<String>,
     finish_reason: Option<String>,
     progress: Option<String>,
+    is_background: Option<bool>,
+    /// Whether a whole document told that nothing more will be made.
+    has_concluded: bool,
     incomplete_reason: Option<String>,
     first_usage: Vec<u8>,
     last_usage: Vec<u8>,
@@ -417,6 +455,8 @@ impl<C: Counts> Documents for Answer<C> {
             Status::Partial | Status::Malformed => self.is_malformed = true,
             Status::TooDeep => self.is_oversize = true,
         }
+        self.has_concluded |= matches!(status, Status::Complete | Status::TooDeep)
+            && self.progress.as_deref().is_some_and(is_conclusion);
         if !self.event.is_used {
             return;
         }
@@ -477,6 +517,7 @@ impl<C: Counts> Answer<C> {
         match field {
             Field::Model => replace(&mut self.model, text),
             Field::RequestId => replace(&mut self.request_id, text),
+            Field::GenerationId => replace(&mut self.generation_id, text),
             Field::UpstreamProvider => replace(&mut self.upstream_provider, text),
             Field::ServiceTier => replace(&mut self.service_tier, text),
             Field::FinishReason => {
@@ -486,7 +527,9 @@ impl<C: Counts> Answer<C> {
                 }
                 self.is_filtered |= word(text).is_some_and(|word| failure::is_filter(&word));
             }
+            Field::Size => replace(&mut self.size, text),
             Field::Status => replace(&mut self.progress, text),
+            Field::Background => self.is_background = Some(text == b"true"),
             Field::IncompleteReason => {
                 replace(&mut self.incomplete_reason, text);
                 self.is_filtered |= word(text).is_some_and(|word| failure::is_filter(&word));
@@ -596,35 +639,100 @@ impl<C: Counts> Answer<C> {
         }
     }
 
-    /// Whether this call, answered like that, must state usage.
-    fn is_usage_due(&self) -> bool {
-        let is_pending = matches!(
+    fn is_pending(&self) -> bool {
+        matches!(
             self.progress.as_deref(),
             Some("queued" | "pending" | "in_progress")
-        );
+        )
+    }
+
+    /// How far the job is that the response tells of, if it tells of one.
+    fn stage(&self) -> Option<JobStage> {
+        let role = self.role?;
+        // What has no id or says not how far it is could not be asked for.
+        self.request_id.as_ref().and(self.progress.as_ref())?;
+        // Every video is a job. A response is one if it says so; where it says nothing, one that
+        // is not there yet, as whoever asks for it again takes it for one.
+        let is_job = match (self.operation, self.is_background, role) {
+            (Operation::Video, ..) => true,
+            (_, Some(is_background), _) => is_background,
+            (_, None, Role::Submit) => self.is_pending() && !self.is_streamed,
+            (_, None, Role::Follow) => true,
+        };
+        is_job.then_some(match self.has_concluded {
+            true => JobStage::Settled,
+            false => JobStage::Open,
+        })
+    }
+
+    /// Whether this call, answered like that, must state usage.
+    fn is_usage_due(&self, stage: Option<JobStage>) -> bool {
         let is_answered = self.status == 101 || (200..300).contains(&self.status);
-        is_answered
-            && self.status != 202
-            && !self.operation.is_control()
-            && (self.is_streamed || !is_pending)
+        let is_due = match stage {
+            Some(JobStage::Settled) => {
+                matches!(self.progress.as_deref(), Some("completed" | "incomplete"))
+            }
+            _ if self.role == Some(Role::Follow) => false,
+            Some(_) => self.is_streamed,
+            None => self.is_streamed || !self.is_pending(),
+        };
+        is_answered && self.status != 202 && !self.operation.is_control() && is_due
+    }
+
+    /// Whether the response may tell what was consumed: the answer to a call may, and of the views
+    /// of a job that of its end.
+    fn tells_usage(&self, stage: Option<JobStage>) -> bool {
+        match stage {
+            Some(stage) => stage == JobStage::Settled,
+            None => self.role != Some(Role::Follow),
+        }
+    }
+
+    /// What was consumed, as far as it is owed.
+    fn settled(&self, stage: Option<JobStage>) -> Settled {
+        if !self.tells_usage(stage) {
+            return Settled::default();
+        }
+        let mut settled = self.counts.settle(self.operation, self.model.as_deref());
+        settled.stated_cost = settled.stated_cost.or(self.default_cost);
+        if self.operation == Operation::Video {
+            // The seconds are promised when a video begins, and owed once it is there.
+            match (stage, self.progress.as_deref()) {
+                (Some(_), Some("completed")) => {}
+                (Some(_), _) => settled.parts.clear(),
+                (None, _) => settled.is_estimated |= !settled.parts.is_empty(),
+            }
+        }
+        settled
     }
 
     fn report(mut self, end: End, request: &RequestFacts) -> Report {
+        let stage = self.stage();
+        let end_of_job = self
+            .progress
+            .as_deref()
+            .filter(|_| stage == Some(JobStage::Settled));
+        let is_cancelled = end_of_job == Some("cancelled");
         // An error needs no words: a page of HTML from a proxy on the way is one too.
-        let is_error = self.status >= 400 || self.finish_reason.as_deref() == Some("error");
+        let is_error = self.status >= 400
+            || self.finish_reason.as_deref() == Some("error")
+            || matches!(end_of_job, Some("failed" | "expired"));
         if is_error && self.failure.is_none() {
             self.failure = Some(Failure::default());
         }
         let is_answered = self.failure.is_none();
 
-        let mut settled = self.counts.settle(self.operation, self.model.as_deref());
-        let stated_cost = settled.stated_cost.or(self.default_cost);
+        let mut settled = self.settled(stage);
+        let stated_cost = settled.stated_cost;
         // Images are a usage by themselves, searches are not: they are billed beside tokens.
         let is_image_counted = self.operation == Operation::Image && self.images.is_some();
         let is_usable = !settled.parts.is_empty() || stated_cost.is_some() || is_image_counted;
-        self.add_tallies(&mut settled);
+        let tells_usage = self.tells_usage(stage);
+        if tells_usage {
+            self.add_tallies(&mut settled);
+        }
 
-        let is_usage_due = self.is_usage_due();
+        let is_usage_due = self.is_usage_due(stage);
         let is_generation = matches!(
             self.operation,
             Operation::Chat | Operation::Completion | Operation::Responses
@@ -647,9 +755,11 @@ impl<C: Counts> Answer<C> {
             && self.is_streamed
             && self.status < 400
             && !(is_usable && self.is_usage_final);
-        let fidelity = if is_broken_off || is_usage_lost {
+        // What was stopped may have consumed more than is told.
+        let is_stopped = is_cancelled && !is_usable;
+        let fidelity = if is_broken_off || is_usage_lost || is_stopped {
             Fidelity::Partial
-        } else if self.is_oversize {
+        } else if self.is_oversize && tells_usage {
             Fidelity::Oversize
         } else if settled.is_inconsistent {
             Fidelity::Inconsistent
@@ -677,10 +787,16 @@ impl<C: Counts> Answer<C> {
 
         let error = self.failure.take().map(|mut failure| {
             failure.status = self.status;
-            failure.conclude(self.vendor.refine)
+            let mut error = failure.conclude(self.vendor.refine);
+            // A job that has failed of itself is no failure of the call.
+            if stage == Some(JobStage::Settled) && error.outcome == Outcome::UpstreamError {
+                error.outcome = Outcome::JobFailed;
+            }
+            error
         });
         let outcome = match &error {
             Some(error) => error.outcome,
+            None if is_cancelled => Outcome::ClientCancelled,
             None if is_broken_off => match end {
                 End::Complete | End::Truncated => Outcome::UpstreamTruncated,
                 End::Cancelled => Outcome::ClientCancelled,
@@ -689,16 +805,31 @@ impl<C: Counts> Answer<C> {
             None if self.is_filtered => Outcome::ContentFiltered,
             None => failure::of_status(self.status),
         };
-        let raw_usage = self.raw_usage();
+        let raw_usage = self.raw_usage().filter(|_| tells_usage);
+        let job = stage
+            .zip(self.request_id.clone())
+            .map(|(stage, id)| JobView {
+                id,
+                stage,
+                queue: None,
+                run: None,
+            });
+        let provider_request_id = match (self.role, &job) {
+            // The id of this call is none of the job's, and the job's own is said already.
+            (Some(Role::Follow), Some(_)) => self.generation_id,
+            _ => self
+                .header_request_id
+                .or(self.generation_id)
+                .or(self.request_id),
+        };
         Report {
             outcome,
             error_code: error.as_ref().and_then(|error| error.code.clone()),
             error_message: error.and_then(|error| error.message),
-            finish_reason: self.finish_reason.or(self.incomplete_reason).or_else(|| {
-                self.progress.filter(|word| {
-                    matches!(&**word, "completed" | "incomplete" | "failed" | "cancelled")
-                })
-            }),
+            finish_reason: self
+                .finish_reason
+                .or(self.incomplete_reason)
+                .or(self.progress.filter(|word| is_conclusion(word))),
             model_served: self.model,
             upstream_provider: self.upstream_provider,
             // `auto` is what was asked for, until the tier is decided.
@@ -707,13 +838,14 @@ impl<C: Counts> Answer<C> {
                 .or(self.service_tier)
                 .filter(|tier| tier != "auto"),
             region: settled.region,
-            provider_request_id: self.header_request_id.or(self.request_id),
+            provider_request_id,
+            image_variant: self.size.filter(|_| self.operation == Operation::Video),
             parts: settled.parts,
             stated_cost,
             raw_usage,
             fidelity,
             estimated: is_estimated,
-            job: None,
+            job,
         }
     }
 
@@ -738,6 +870,14 @@ impl<C: Counts> Answer<C> {
             (first, last) => Some(merge(first, last)),
         }
     }
+}
+
+/// Whether that is the status of what nothing more will be added to.
+fn is_conclusion(status: &str) -> bool {
+    matches!(
+        status,
+        "completed" | "incomplete" | "failed" | "cancelled" | "expired"
+    )
 }
 
 impl Event {
@@ -815,7 +955,16 @@ mod tests {
     use http::{HeaderMap, StatusCode};
 
     use super::*;
-    use crate::provider::chat;
+    use crate::provider::{Call, chat};
+
+    fn call(operation: Operation) -> Call {
+        Call {
+            operation,
+            route: "/v1/x".into(),
+            model: None,
+            job: None,
+        }
+    }
 
     fn report(status: u16, operation: Operation, body: &str) -> Report {
         let headers = HeaderMap::new();
@@ -823,7 +972,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: &headers,
         };
-        let mut meter = chat::meter(operation, head, &chat::VENDOR);
+        let mut meter = chat::meter(&call(operation), head, &chat::VENDOR);
         meter.push(body.as_bytes());
         Box::new(meter).finish(End::Complete, &RequestFacts::default())
     }
@@ -920,9 +1069,10 @@ mod tests {
             headers: &headers,
         };
         let event = br#"{"choices":[{"delta":{"content":"a"}}]}"#;
-        let mut whole = chat::meter(Operation::Chat, head, &chat::VENDOR);
+        let call = call(Operation::Chat);
+        let mut whole = chat::meter(&call, head, &chat::VENDOR);
         assert_eq!(whole.push(event), None);
-        let mut events = chat::meter(Operation::Chat, head, &chat::VENDOR);
+        let mut events = chat::meter(&call, head, &chat::VENDOR);
         assert_eq!(events.push(b"data: "), None);
         assert_eq!(events.push(event), Some(Milestone::FirstToken));
         assert_eq!(events.push(b"\n\ndata: "), None);

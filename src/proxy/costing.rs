@@ -99,7 +99,7 @@ fn price(
             usage: &part.usage,
             service_tier: report.service_tier.as_deref(),
             region: report.region.as_deref(),
-            image_variant,
+            image_variant: image_variant.or(report.image_variant.as_deref()),
             at: record.started_at,
         });
         let missing = priced

@@ -476,6 +476,7 @@ fn half(job_id: &str, stage: Option<JobStage>) -> JobQuery {
         service_tier: None,
         region: None,
         provider_request_id: None,
+        image_variant: None,
         parts: Vec::new(),
         stated_cost: None,
         raw_usage: Some(r#"{"a":"\u0000"}"#.to_owned()),

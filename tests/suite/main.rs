@@ -12,6 +12,7 @@
 
 mod admin;
 mod backfill;
+mod chat_jobs;
 mod check;
 mod clusters;
 mod config;

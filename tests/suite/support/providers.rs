@@ -93,6 +93,7 @@ impl Meter for Reader {
             service_tier: None,
             region: None,
             provider_request_id: None,
+            image_variant: None,
             parts: Vec::new(),
             stated_cost: None,
             raw_usage: None,

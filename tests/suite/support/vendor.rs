@@ -128,7 +128,8 @@ impl Reply {
                 _ => piece.to_vec(),
             });
         }
-        if self.framing == Framing::Chunked && self.finish == Finish::Complete {
+        let has_end = self.has_body() && self.finish == Finish::Complete;
+        if self.framing == Framing::Chunked && has_end {
             pieces.push(b"0\r\n\r\n".to_vec());
         }
         pieces
