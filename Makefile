@@ -26,6 +26,6 @@ torture: ## The long forms of the reliability tests, on a release build, one aft
 	TAFFRAIL_TORTURE=1 cargo test --locked --release --test suite -- --nocapture --test-threads=1 \
 		torture:: limits:: outages:: poison::
 
-bench: ## What metering and the Postgres store cost, measured on a release build.
-	scripts/test-setup.sh
+bench: ## What Taffrail costs beside nginx, and what its parts cost, measured on a release build.
+	scripts/test-setup.sh bench
 	cargo bench --locked

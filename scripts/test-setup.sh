@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need beyond Rust, a C compiler and git. Whatever is there already is
-# left alone; apt is asked only for what is missing.
+# Installs what the tests need beyond Rust, a C compiler and git, and with `bench` what the
+# benchmarks need too. Whatever is there already is left alone; apt is asked only for what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,6 +19,9 @@ need promtool prometheus
 need prometheus prometheus
 need strace strace
 need python3 python3
+if [ "${1:-}" = bench ]; then
+    [ -x /usr/sbin/nginx ] || need nginx nginx-light
+fi
 [ -x target/postgres-18/bin/postgres ] || need npm npm
 # Debian's python3 comes without the part that makes environments.
 python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing+=(python3-venv)

@@ -8,6 +8,7 @@
 //! tables, of which the last that is active holds; or the name of the model that it costs the
 //! same as. The full description, with examples, is docs/prices.md.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
@@ -15,6 +16,9 @@ use chrono::{NaiveDate, NaiveTime};
 use figment::Figment;
 use figment::providers::{Format, Toml};
 use rust_decimal::Decimal;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::rates::{Hours, ModelPrices, Price, Rate, RateSet, Rates};
@@ -66,30 +70,51 @@ fn lines(problems: &[Problem]) -> String {
     lines.join("\n")
 }
 
+/// The embedded catalogue, of which a model's entry is read only when its turn comes: the whole
+/// as values would be the most memory that the process ever takes at rest.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Catalogue<'a> {
+    version: String,
+    #[serde(rename = "sources")]
+    _sources: IgnoredAny,
+    #[serde(borrow)]
+    providers: BTreeMap<&'a str, ProviderTable<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProviderTable<'a> {
+    #[serde(default)]
+    falls_back_to: Vec<Box<str>>,
+    #[serde(borrow)]
+    models: BTreeMap<&'a str, &'a RawValue>,
+}
+
 /// The version and the entries of the embedded catalogue's text.
 pub(super) fn read_catalogue(text: &str) -> Result<(String, Vec<ProviderEntries>), OverlayError> {
+    let unreadable =
+        |error: serde_json::Error| unreadable(&error.to_string(), "a price catalogue in JSON");
+    let catalogue: Catalogue<'_> = serde_json::from_str(text).map_err(unreadable)?;
     let mut reader = Reader::default();
-    let document = match serde_json::from_str::<Map<String, Value>>(text) {
-        Ok(document) => document,
-        Err(error) => return Err(unreadable(&error.to_string(), "a price catalogue in JSON")),
-    };
     let root = Key::ROOT;
-    let mut version = String::new();
-    let mut entries = Vec::new();
-    for (key, value) in &document {
-        let at = root.then(key);
-        match (key.as_str(), value) {
-            ("version", Value::String(text)) => version.clone_from(text),
-            ("sources", Value::Object(_)) => {}
-            ("providers", Value::Object(providers)) => {
-                for (name, value) in providers {
-                    entries.extend(reader.provider(&at.then(name), name, value));
-                }
+    let mut entries = Vec::with_capacity(catalogue.providers.len());
+    for (name, table) in catalogue.providers {
+        let at = root.then(name);
+        let mut models = Vec::with_capacity(table.models.len());
+        for (model, entry) in table.models {
+            let value = serde_json::from_str(entry.get()).map_err(unreadable)?;
+            if let Some(entry) = reader.entry(&at.then(model), &value) {
+                models.push((model.to_owned(), entry));
             }
-            _ => reader.problem(&at, "unknown key", "version, sources, providers"),
         }
+        entries.push(ProviderEntries {
+            name: name.to_owned(),
+            falls_back_to: table.falls_back_to,
+            models,
+        });
     }
-    reader.finish((version, entries))
+    reader.finish((catalogue.version, entries))
 }
 
 /// The entries of an overlay's text.
@@ -216,29 +241,6 @@ impl Reader {
                 problems: self.problems,
             })
         }
-    }
-
-    fn provider(&mut self, at: &Key<'_>, name: &str, value: &Value) -> Option<ProviderEntries> {
-        let Value::Object(table) = value else {
-            self.problem(at, "not a table", "falls_back_to, models");
-            return None;
-        };
-        let mut entries = ProviderEntries {
-            name: name.to_owned(),
-            ..ProviderEntries::default()
-        };
-        for (key, value) in table {
-            let at = at.then(key);
-            match (key.as_str(), value) {
-                ("falls_back_to", Value::Array(names)) => {
-                    let names = names.iter().filter_map(Value::as_str);
-                    entries.falls_back_to = names.map(Box::from).collect();
-                }
-                ("models", value) => entries.models = self.models(&at, value),
-                _ => self.problem(&at, "unknown key", "falls_back_to, models"),
-            }
-        }
-        Some(entries)
     }
 
     fn models(&mut self, at: &Key<'_>, value: &Value) -> Vec<(String, Entry)> {

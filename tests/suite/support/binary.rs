@@ -1,6 +1,7 @@
 //! The real binary, in a directory of its own: started, watched, scraped and stopped.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -37,6 +38,8 @@ pub(crate) fn is_long() -> bool {
 /// A directory with a configuration, a journal and a store.
 pub(crate) struct Home {
     dir: TempDir,
+    /// The build that runs, an absolute path.
+    pub(crate) binary: PathBuf,
     env: BTreeMap<String, String>,
     /// What is put before the binary: a program that runs its arguments.
     wrapper: Vec<String>,
@@ -63,8 +66,12 @@ impl Home {
                    url = \"sqlite://data/taffrail.db\"\n";
         let config = own.to_owned() + tables;
         std::fs::write(dir.path().join("taffrail.toml"), config).unwrap();
+        // Another build of the binary can be put to the tests, as an absolute path.
+        let other = std::env::var_os("TAFFRAIL_BINARY");
+        let own = || env!("CARGO_BIN_EXE_taffrail").into();
         Home {
             dir,
+            binary: other.map_or_else(own, PathBuf::from),
             env: BTreeMap::new(),
             wrapper: Vec::new(),
         }
@@ -98,15 +105,10 @@ impl Home {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        // Another build of the binary can be put to the tests, as an absolute path.
-        let other = std::env::var("TAFFRAIL_BINARY").ok();
-        let binary = other.as_deref().unwrap_or(env!("CARGO_BIN_EXE_taffrail"));
-        let mut words = self
-            .wrapper
-            .iter()
-            .map(String::as_str)
-            .chain([binary])
-            .chain(arguments.iter().copied());
+        let wrapper = self.wrapper.iter().map(OsStr::new);
+        let mut words = wrapper
+            .chain([self.binary.as_os_str()])
+            .chain(arguments.iter().map(OsStr::new));
         let mut command = Command::new(words.next().unwrap());
         command
             .args(words)
