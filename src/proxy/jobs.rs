@@ -3,7 +3,7 @@
 //! A job is several exchanges: its submit, polls, and one that is the first to tell all there is
 //! to know of it. Each is counted as a control call when it happens; the job makes one row, when
 //! it is settled, with the id and the caller of its submit. Until then its intent stays open in
-//! the journal, so that a restart goes on with it. [`exchange`] is about jobs whose ends are seen by
+//! the journal, so that a restart goes on with it. `exchange` is about jobs whose ends are seen by
 //! different processes.
 
 mod exchange;
