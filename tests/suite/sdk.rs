@@ -564,9 +564,13 @@ fn check_row(call: &str, row: &Value, expected: &Value) {
         "error_code",
         "error_message",
         "finish_reason",
-        "fidelity",
     ] {
         assert_eq!(row[key], report[key], "{call}: {key}");
+    }
+    // A client that leaves at an error in a stream may do so before the stream's end is there.
+    let may_leave = call.contains("error-in-stream");
+    if !(may_leave && row["fidelity"] == "partial") {
+        assert_eq!(row["fidelity"], report["fidelity"], "{call}: fidelity");
     }
     assert_eq!(row["operation"], expected["call"]["operation"], "{call}");
     assert_eq!(row["route"], expected["call"]["route"], "{call}");
