@@ -313,6 +313,16 @@ impl Open {
         }
     }
 
+    /// Whether this call makes no row of its own: the job that it tells of makes one, once it is
+    /// settled, unless this call has submitted it and tells of its end at once.
+    fn is_control_call_of(&self, view: &JobView) -> bool {
+        match self.opening.call.job {
+            Some(JobCall::Submit) => view.stage != JobStage::Settled,
+            Some(JobCall::Follow(_)) => true,
+            None => false,
+        }
+    }
+
     /// How to ask for the job that this request has submitted.
     fn follow_up(&self, job_id: &str) -> Option<FollowUp> {
         let Opening {
@@ -355,7 +365,7 @@ impl Open {
         let (mut record, seen) = self.record(conclusion);
         match (&self.opening.call.job, seen) {
             // The job's row is made when it is settled; for now this is a control call.
-            (Some(JobCall::Submit), Some(seen)) if seen.view.stage != JobStage::Settled => {
+            (Some(JobCall::Submit), Some(seen)) => {
                 let intent = self.intent_of_job(&record, seen.view.id.clone());
                 record.operation = Operation::Control;
                 record.unpriced_reason = None;
@@ -366,13 +376,13 @@ impl Open {
                     .jobs
                     .accept(intent, has_ended.then_some(seen.report), follow_up);
             }
-            (job, seen) => {
+            (_, seen) => {
                 if makes_row {
                     books.ledger.complete(&record);
                 } else {
                     books.ledger.count(&record);
                 }
-                if let (Some(JobCall::Follow(_)), Some(seen)) = (job, seen) {
+                if let Some(seen) = seen {
                     books.jobs.see(&record, seen.view, seen.report);
                 }
             }
@@ -424,12 +434,11 @@ impl Open {
         let mut seen = None;
         match report {
             Some(mut report) => {
-                if let (Some(_), Some(view)) = (&self.opening.call.job, &report.job) {
-                    let view = view.clone();
+                if let Some(view) = report.job.clone()
+                    && self.is_control_call_of(&view)
+                {
                     let whole = report.clone();
-                    if matches!(self.opening.call.job, Some(JobCall::Follow(_))) {
-                        own_part(&mut report, self.status);
-                    }
+                    own_part(&mut report, self.status);
                     seen = Some(Seen {
                         view,
                         report: whole,
