@@ -219,25 +219,39 @@ impl Postgres {
     }
 
     async fn record_usage(&self, batch: &str) -> Result<i64, StoreError> {
-        let mut lent = self.connection(&self.writer).await?;
-        let done = timeout(CALL_TIMEOUT, record_usage(&mut lent.1, batch)).await;
-        self.settle(lent, done).await
+        let mut call = QueryBuilder::new("select taffrail.record_usage(");
+        call.push_bind(batch).push(")");
+        self.call(call).await
     }
 
     pub(super) async fn backfill(&self, day: NaiveDate) -> Result<u64, StoreError> {
-        let mut lent = self.connection(&self.writer).await?;
-        let done = timeout(BACKFILL_TIMEOUT, backfill(&mut lent.1, day)).await;
-        let buckets = self.settle(lent, done).await?;
+        let mut call = QueryBuilder::new("select taffrail.backfill_usage_aggregates(");
+        call.push_bind(day).push(", ");
+        call.push_bind(day).push(" + 1)");
+        let limits = (BEGIN_BACKFILLING, BACKFILL_TIMEOUT);
+        let buckets: i64 = self.call_within(limits, call).await?;
         Ok(u64::try_from(buckets).unwrap_or_default())
     }
 
     /// Calls a function; returns its value.
-    async fn call<T>(&self, mut call: QueryBuilder<Db>) -> Result<T, StoreError>
+    async fn call<T>(&self, call: QueryBuilder<Db>) -> Result<T, StoreError>
+    where
+        T: Type<Db> + for<'r> Decode<'r, Db> + Send + Unpin,
+    {
+        self.call_within((BEGIN, CALL_TIMEOUT), call).await
+    }
+
+    /// As [`Postgres::call`], within limits of the server's and of its own.
+    async fn call_within<T>(
+        &self,
+        (begin, limit): (&'static str, Duration),
+        mut call: QueryBuilder<Db>,
+    ) -> Result<T, StoreError>
     where
         T: Type<Db> + for<'r> Decode<'r, Db> + Send + Unpin,
     {
         let mut lent = self.connection(&self.writer).await?;
-        let done = timeout(CALL_TIMEOUT, call_function(&mut lent.1, &mut call)).await;
+        let done = timeout(limit, call_function(&mut lent.1, begin, &mut call)).await;
         self.settle(lent, done).await
     }
 
@@ -466,29 +480,16 @@ async fn schema_version(connection: &mut PgConnection) -> Result<Option<i64>, St
     version.await.map_err(classify)
 }
 
-async fn record_usage(connection: &mut PgConnection, batch: &str) -> Result<i64, StoreError> {
-    let stored = async {
-        let mut transaction = connection.begin_with(BEGIN).await?;
-        let stored = sqlx::query_scalar("select taffrail.record_usage($1)")
-            .bind(batch)
-            .persistent(false)
-            .fetch_one(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(stored)
-    };
-    stored.await.map_err(classify)
-}
-
 async fn call_function<T>(
     connection: &mut PgConnection,
+    begin: &'static str,
     call: &mut QueryBuilder<Db>,
 ) -> Result<T, StoreError>
 where
     T: Type<Db> + for<'r> Decode<'r, Db> + Send + Unpin,
 {
     let value = async {
-        let mut transaction = connection.begin_with(BEGIN).await?;
+        let mut transaction = connection.begin_with(begin).await?;
         let value = call
             .build_query_scalar()
             .persistent(false)
@@ -504,20 +505,6 @@ where
 fn parse_answer<T: DeserializeOwned>(json: &str) -> Result<T, StoreError> {
     serde_json::from_str(json)
         .map_err(|error| StoreError::Unusable(format!("an answer is not readable: {error}")))
-}
-
-async fn backfill(connection: &mut PgConnection, day: NaiveDate) -> Result<i64, StoreError> {
-    let buckets = async {
-        let mut transaction = connection.begin_with(BEGIN_BACKFILLING).await?;
-        let buckets = sqlx::query_scalar("select taffrail.backfill_usage_aggregates($1, $1 + 1)")
-            .bind(day)
-            .persistent(false)
-            .fetch_one(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(buckets)
-    };
-    buckets.await.map_err(classify)
 }
 
 async fn read(
