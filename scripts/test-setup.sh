@@ -62,6 +62,22 @@ if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
     fi
 fi
 
+# The SDKs for Node, by the Node of that environment: the system's may be too old for them.
+modules=target/sdk-node
+wanted=$(cat tests/sdk/package.json tests/sdk/package-lock.json)
+if [ "$(cat "$modules/stamp" 2>/dev/null || true)" != "$wanted" ] && [ -x "$venv/bin/npm" ]; then
+    echo "installing the SDKs for Node that the tests drive"
+    rm -rf "$modules"
+    mkdir -p "$modules"
+    cp tests/sdk/package.json tests/sdk/package-lock.json "$modules"
+    if PATH="$PWD/$venv/bin:$PATH" npm ci --silent --no-audit --no-fund --ignore-scripts \
+        --prefix "$modules"; then
+        printf '%s\n' "$wanted" >"$modules/stamp"
+    else
+        echo "cannot install the SDKs for Node; their tests are skipped, or fail with CI=1" >&2
+    fi
+fi
+
 # The newest Postgres beside the system's, from the package that embeds it.
 newest=target/postgres-18
 if [ ! -x "$newest/bin/postgres" ] && [ "$(uname -sm)" = "Linux x86_64" ]; then
