@@ -196,6 +196,33 @@ pub const JOB_DURATION: Descriptor = family(
     0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0,
 ]);
 
+/// Jobs that are not settled.
+pub const JOBS_OPEN: Descriptor = family(
+    Gauge,
+    Traffic,
+    "taffrail_jobs_open",
+    &["provider"],
+    "Jobs submitted through this process that have no row yet",
+);
+
+/// Ends of others' jobs.
+pub const JOB_ENDS_WAITING: Descriptor = family(
+    Gauge,
+    Traffic,
+    "taffrail_job_ends_waiting",
+    &["provider"],
+    "Ends of jobs that another process submitted, which the store has not taken yet",
+);
+
+/// Jobs beyond a limit.
+pub const JOBS_LIMITED: Descriptor = family(
+    Counter,
+    Traffic,
+    "taffrail_jobs_limited_total",
+    &["limit"],
+    "Jobs that got a row before their time because too many were kept",
+);
+
 /// Time added by Taffrail.
 pub const OVERHEAD: Descriptor = family(
     Histogram,
@@ -609,6 +636,9 @@ pub const ALL: &[&Descriptor] = &[
     &TIME_TO_FIRST_TOKEN,
     &TIME_PER_OUTPUT_TOKEN,
     &JOB_DURATION,
+    &JOBS_OPEN,
+    &JOB_ENDS_WAITING,
+    &JOBS_LIMITED,
     &OVERHEAD,
     &REQUESTS_IN_FLIGHT,
     &REQUEST_BYTES,

@@ -43,8 +43,8 @@ use self::records::Records;
 use self::series::{Budget, Handles, Key, Series, SeriesMap};
 use self::values::ExactCounter;
 pub use self::vocabulary::{
-    HandshakeFault, JournalFault, Limit, Listener, Phase, ProxyError, Reason, Rewrite, RunResult,
-    Stage,
+    HandshakeFault, JobLimit, JournalFault, Limit, Listener, Phase, ProxyError, Reason, Rewrite,
+    RunResult, Stage,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;
@@ -151,6 +151,8 @@ struct ProviderMetrics {
     models: Names,
     series: SeriesMap,
     in_flight: Gauge,
+    jobs_open: Gauge,
+    job_ends_waiting: Gauge,
     request_bytes: Counter,
     response_bytes: Counter,
     upstream_retries: Counter,
@@ -180,6 +182,24 @@ impl Drop for InFlight {
     }
 }
 
+/// Counts a job as kept until it is dropped.
+#[derive(Debug)]
+#[must_use = "the job is kept until this is dropped"]
+pub struct KeptJob(Gauge);
+
+impl KeptJob {
+    fn of(gauge: &Gauge) -> KeptJob {
+        gauge.inc();
+        KeptJob(gauge.clone())
+    }
+}
+
+impl Drop for KeptJob {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Counts a connection as open until it is dropped.
 #[derive(Debug)]
 #[must_use = "the connection is open until this is dropped"]
@@ -198,6 +218,8 @@ impl ProviderMetrics {
             models: Names::default(),
             series: SeriesMap::default(),
             in_flight: families.in_flight.with(&[name]),
+            jobs_open: families.jobs_open.with(&[name]),
+            job_ends_waiting: families.job_ends_waiting.with(&[name]),
             request_bytes: families.request_bytes.with(&[name]),
             response_bytes: families.response_bytes.with(&[name]),
             upstream_retries: families.upstream_retries.with(&[name]),
@@ -309,6 +331,9 @@ impl Metrics {
         }
         for fault in JournalFault::ALL {
             families.journal_faults.with(&[fault.as_str()]);
+        }
+        for limit in JobLimit::ALL {
+            families.jobs_limited.with(&[limit.as_str()]);
         }
         for limit in Limit::ALL {
             self.limited(*limit, 0);
@@ -472,6 +497,21 @@ impl Metrics {
         let gauge = self.provider(provider).in_flight.clone();
         gauge.inc();
         InFlight(gauge)
+    }
+
+    /// Counts a job that was submitted as open until the guard is dropped.
+    pub fn job_open(&self, provider: &str) -> KeptJob {
+        KeptJob::of(&self.provider(provider).jobs_open)
+    }
+
+    /// Counts the end of another's job as waiting for the store until the guard is dropped.
+    pub fn job_end_waiting(&self, provider: &str) -> KeptJob {
+        KeptJob::of(&self.provider(provider).job_ends_waiting)
+    }
+
+    /// Counts a job that was not kept because of that limit.
+    pub fn job_limited(&self, limit: JobLimit) {
+        self.families.jobs_limited.with(&[limit.as_str()]).inc();
     }
 
     /// Counts a connection of `listener` as open until the guard is dropped.

@@ -158,6 +158,16 @@ label_values! {
 }
 
 label_values! {
+    /// A bound on the jobs that a process keeps.
+    JobLimit {
+        /// Jobs that it submitted and that are not settled.
+        Open = "open",
+        /// Ends of others' jobs that the store has not taken yet.
+        Ends = "ends",
+    }
+}
+
+label_values! {
     /// A bound on label values.
     Limit {
         /// A provider that is not configured.

@@ -21,6 +21,7 @@ use crate::caller::Instance;
 use crate::clock;
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
+use crate::metrics::{JobLimit, KeptJob};
 use crate::price::PriceBook;
 use crate::provider::{End, JobStage, JobView, Report};
 use crate::proxy::costing;
@@ -88,6 +89,8 @@ struct Open {
     ended: Option<JobEnd>,
     /// When the store, which has its intent then, was last asked for its end.
     exchanged_at: Option<DateTime<Utc>>,
+    /// Counts it as open.
+    _kept: KeptJob,
 }
 
 /// A request, through the proxy, that asks how a job is.
@@ -160,9 +163,11 @@ impl Jobs {
             polls,
             ended: ended.map(|report| JobEnd { at: now, report }),
             exchanged_at: None,
+            _kept: self.ledger.metrics().job_open(&key.0),
         };
         if jobs.len() >= OPEN_MAX {
             drop(jobs);
+            self.ledger.metrics().job_limited(JobLimit::Open);
             tracing::warn!(
                 job_id = key.1,
                 open_max = OPEN_MAX,
@@ -238,12 +243,15 @@ impl Jobs {
 
     /// Makes the job's row.
     fn settle(&self, job: Open) {
-        if let Some(accepted) = &job.intent.job {
-            let key = (job.intent.provider.clone(), accepted.id.clone());
+        self.record(job.intent, job.polls, job.ended);
+    }
+
+    fn record(&self, intent: Intent, polls: Option<u32>, ended: Option<JobEnd>) {
+        if let Some(accepted) = &intent.job {
+            let key = (intent.provider.clone(), accepted.id.clone());
             self.others().remember(key, JobStage::Settled);
         }
-        let instance = self.instance.clone();
-        let record = row(&self.prices, instance, job.intent, job.polls, job.ended);
+        let record = row(&self.prices, self.instance.clone(), intent, polls, ended);
         self.ledger.complete(&record);
     }
 

@@ -23,8 +23,8 @@ use taffrail::fault::{Outcome, OutcomeClass};
 use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
-    Config, HandshakeFault, JournalFault, JournalReading, Limit, Listener, Metrics, Phase,
-    ProxyError, Reason, Rewrite, RunResult, Stage, labels, process,
+    Config, HandshakeFault, JobLimit, JournalFault, JournalReading, Limit, Listener, Metrics,
+    Phase, ProxyError, Reason, Rewrite, RunResult, Stage, labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -169,6 +169,9 @@ fn touched() -> Metrics {
         ..chat("openai", "")
     });
     std::mem::forget(metrics.in_flight("openai"));
+    std::mem::forget(metrics.job_open("openai"));
+    std::mem::forget(metrics.job_end_waiting("openai"));
+    metrics.job_limited(JobLimit::Open);
     std::mem::forget(metrics.connection(Listener::Proxy));
     metrics.connection_refused(Listener::Proxy);
     metrics.handshake_failed(HandshakeFault::Refused);
@@ -979,6 +982,9 @@ fn what_is_known_in_advance_starts_at_zero() {
     let samples = samples(&metrics(&Config::default()));
     for (name, series) in [
         ("taffrail_requests_in_flight", 2),
+        ("taffrail_jobs_open", 2),
+        ("taffrail_job_ends_waiting", 2),
+        ("taffrail_jobs_limited_total", JobLimit::ALL.len()),
         ("taffrail_request_bytes_total", 2),
         ("taffrail_response_bytes_total", 2),
         ("taffrail_upstream_retries_total", 2),
@@ -1211,7 +1217,11 @@ fn label_values(label: &str) -> String {
         "stage" => words(Stage::ALL.iter().map(|stage| stage.as_str())),
         "result" => words(RunResult::ALL.iter().map(|result| result.as_str())),
         "task" => "a scheduled task".to_owned(),
-        "limit" => words(Limit::ALL.iter().map(|limit| limit.as_str())),
+        "limit" => format!(
+            "of label values {}; of jobs {}",
+            words(Limit::ALL.iter().map(|limit| limit.as_str())),
+            words(JobLimit::ALL.iter().map(|limit| limit.as_str()))
+        ),
         "version" => "the version of Taffrail".to_owned(),
         other => panic!("the label {other} is not explained"),
     }
