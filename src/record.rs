@@ -148,7 +148,7 @@ names! {
         ModelUnknown = "model_unknown",
         /// The model is known, a quantity used has no price.
         PriceMissing = "price_missing",
-        /// The provider stated no usage.
+        /// The provider stated no usage, of a job also where it failed or was stopped.
         UsageMissing = "usage_missing",
         /// The request did not end, so its usage is not final.
         Incomplete = "incomplete",

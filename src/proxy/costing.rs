@@ -113,7 +113,8 @@ fn price(
 }
 
 /// Why a record without any usage has no cost. An error that the provider answered is not
-/// counted as missing usage: no usage was due.
+/// counted as missing usage: no usage was due. A job was accepted, and may have run for a while
+/// before it failed or was stopped.
 pub(super) fn unpriced_without_usage(record: &UsageRecord, end: End) -> Option<UnpricedReason> {
     if record.operation.is_control() {
         return None;
@@ -123,6 +124,6 @@ pub(super) fn unpriced_without_usage(record: &UsageRecord, end: End) -> Option<U
     }
     match record.outcome {
         Outcome::Ok | Outcome::ContentFiltered => Some(UnpricedReason::UsageMissing),
-        _ => None,
+        _ => record.job_id.as_ref().map(|_| UnpricedReason::UsageMissing),
     }
 }

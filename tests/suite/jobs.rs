@@ -282,6 +282,43 @@ async fn so_does_one_of_two_processes_that_share_a_file() {
 }
 
 #[tokio::test]
+async fn jobs_whose_ends_go_to_a_webhook_are_settled_by_follow_ups() {
+    const HOOK: &str = "https://hooks.example/?token=canary";
+    let vendors = Vendors::start().await;
+    let home = vendors.home("web", "", "[jobs]\nfollowup_after = \"1s\"\n");
+    let server = home.start().await;
+    vendors.end_the_prediction();
+    let submit = async |path: String, body: String| {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer a\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        ask(server.proxy, request.as_bytes()).await;
+    };
+    let input = format!(r#"{{"input":{{"prompt":"Say hi."}},"webhook":"{HOOK}"}}"#);
+    submit(format!("/replicate/v1/models/{MODEL}/predictions"), input).await;
+    let path = format!("/fal-queue/fal-ai/flux/schnell?fal_webhook={HOOK}");
+    submit(path, r#"{"prompt":"a cat"}"#.to_owned()).await;
+    server.stored(2).await;
+    server.stop().await;
+    let mut rows = home.logs().await;
+    rows.sort_by_key(|row| row["provider"].to_string());
+    let [queued, prediction] = rows.as_slice() else {
+        panic!("{rows:#?}")
+    };
+    let facts = ["outcome", "job_id", "cost_usd"];
+    let expected = [Some("ok"), Some(QUEUED), Some("0.003")];
+    assert_eq!(texts(queued, &facts), expected);
+    let expected = [Some("ok"), Some(PREDICTION), Some("0.0000392")];
+    assert_eq!(texts(prediction, &facts), expected);
+    for (path, bytes) in home.files() {
+        let holds = memchr::memmem::find(&bytes, b"canary").is_some();
+        assert!(!holds, "{}", path.display());
+    }
+}
+
+#[tokio::test]
 async fn a_job_beyond_the_limit_is_unresolved_at_once_and_counted() {
     let sidecar = Sidecar::start(
         "127.0.0.1:9".parse().unwrap(),
