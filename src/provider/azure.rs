@@ -82,11 +82,8 @@ impl Provider for Azure {
         }
     }
 
-    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
-        // Elsewhere the query must name a version of the API.
-        call.route
-            .starts_with("/openai/v1/")
-            .then(|| chat::follow_up(call, job_id))
+    fn follow_up(&self, call: &Call, target: &str, job_id: &str) -> Option<String> {
+        chat::follow_up(call, target, job_id)
     }
 
     fn needs_usage_injection(&self, call: &Call) -> bool {

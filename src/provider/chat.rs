@@ -84,8 +84,8 @@ impl Provider for Chat {
         Box::new(meter(call, head, self.vendor))
     }
 
-    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
-        Some(follow_up(call, job_id))
+    fn follow_up(&self, call: &Call, target: &str, job_id: &str) -> Option<String> {
+        follow_up(call, target, job_id)
     }
 
     fn needs_usage_injection(&self, call: &Call) -> bool {
@@ -149,15 +149,23 @@ fn job(method: &Method, template: &str, id: Option<&str>) -> Option<JobCall> {
         .map(JobCall::Follow)
 }
 
-/// The path that tells how the job is that this call has submitted. A prefix of the vendor's that
-/// the call's route leaves out is missing here too.
-pub(crate) fn follow_up(call: &Call, job_id: &str) -> String {
+/// The path that tells how the job is that this call to `target` has submitted: beside it, below
+/// whatever prefix the vendor has, by the same version of Azure's API.
+pub(crate) fn follow_up(call: &Call, target: &str, job_id: &str) -> Option<String> {
     let collection = match call.operation {
         Operation::Video => "/videos",
+        Operation::Batch => "/batches",
         _ => "/responses",
     };
-    let base = call.route.split(collection).next().unwrap_or_default();
-    format!("{base}{collection}/{job_id}")
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    let (base, _) = path.split_once(collection)?;
+    let version = route::query_value(query, "api-version")
+        .map(|version| format!("?api-version={version}"))
+        .unwrap_or_default();
+    Some(format!("{base}{collection}/{job_id}{version}"))
 }
 
 /// The paths that OpenAI defined, and a few that its followers added. A vendor's prefix may

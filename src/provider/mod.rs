@@ -176,10 +176,10 @@ pub trait Provider: Send + Sync {
     fn read_request(&self, call: &Call, head: RequestHead<'_>) -> Box<dyn RequestReader>;
     /// A meter for the response; it is given the body decoded from its content encoding.
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter>;
-    /// The path of a GET that tells how the job of this id is, which this call has submitted; `None`
-    /// if there is none.
-    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
-        let _ = (call, job_id);
+    /// The path of a GET, and its query, that tells how the job of this id is, which this call to
+    /// `target`, a path and its query, has submitted; `None` if there is none.
+    fn follow_up(&self, call: &Call, target: &str, job_id: &str) -> Option<String> {
+        let _ = (call, target, job_id);
         None
     }
     /// Where the answer to this call holds URLs of a job, which lead past the proxy unless they are

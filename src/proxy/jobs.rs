@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use http::HeaderValue;
+use http::HeaderMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -96,10 +96,10 @@ struct Open {
 /// A request, through the proxy, that asks how a job is.
 #[derive(Debug, Clone)]
 pub struct FollowUp {
-    /// The path, with the route.
+    /// The path, with the route, and the query.
     pub path: String,
-    /// The submitter's key, in memory alone.
-    pub authorization: Option<HeaderValue>,
+    /// The submitter's key and what goes with it, in memory alone.
+    pub headers: HeaderMap,
 }
 
 impl Jobs {

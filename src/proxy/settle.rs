@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use chrono::{DateTime, Utc};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -98,12 +98,20 @@ pub(super) struct Opening {
     pub(super) call: Call,
     pub(super) method: String,
     pub(super) caller: Caller,
-    /// The key of a call that submits a job, to ask for it later.
-    pub(super) authorization: Option<HeaderValue>,
+    /// How to ask later for the job that the call may submit.
+    pub(super) submit: Option<Submit>,
     pub(super) request: Rc<RefCell<RequestTap>>,
     pub(super) _in_flight: InFlight,
     /// The client connection's phase, told when the response is over.
     pub(super) phase: Arc<crate::proxy::stream::Phase>,
+}
+
+/// What of a call that submits a job asking for it takes.
+pub(super) struct Submit {
+    /// The path and the query at the provider.
+    pub(super) target: String,
+    /// The key and what goes with it.
+    pub(super) headers: HeaderMap,
 }
 
 struct Open {
@@ -328,13 +336,14 @@ impl Open {
         let Opening {
             provider,
             call,
-            authorization,
+            submit,
             ..
         } = &self.opening;
-        let path = guarded(|| provider.follow_up(call, job_id)).flatten()?;
+        let Submit { target, headers } = submit.as_ref()?;
+        let path = guarded(|| provider.follow_up(call, target, job_id)).flatten()?;
         Some(FollowUp {
             path: format!("/{}{path}", provider.name()),
-            authorization: authorization.clone(),
+            headers: headers.clone(),
         })
     }
 

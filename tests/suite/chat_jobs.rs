@@ -185,10 +185,15 @@ async fn a_background_response_that_does_not_succeed_says_why() {
     assert_eq!(failed.outcome, Outcome::JobFailed);
     assert_eq!(failed.error_code.as_deref(), Some("server_error"));
     assert_eq!(cost(&failed), None);
+    assert_eq!(failed.unpriced_reason, Some(UnpricedReason::UsageMissing));
     let cancelled = row("openai", &[submit, "responses-background-cancel"]).await;
     assert_eq!(cancelled.outcome, Outcome::ClientCancelled);
     assert_eq!(cancelled.fidelity, Fidelity::Partial);
     assert_eq!(cost(&cancelled), None);
+    assert_eq!(
+        cancelled.unpriced_reason,
+        Some(UnpricedReason::UsageMissing)
+    );
     let incomplete = row("openai", &[submit, "responses-background-incomplete"]).await;
     assert_eq!(
         incomplete.finish_reason.as_deref(),
@@ -231,7 +236,7 @@ async fn a_video_is_charged_when_it_is_made_by_its_seconds_and_size() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_video_that_is_not_made_costs_nothing() {
+async fn a_video_that_is_not_made_says_that_its_cost_is_not_known() {
     for (end, outcome) in [
         ("video-failed", Outcome::JobFailed),
         ("video-blocked", Outcome::ContentFiltered),
@@ -240,6 +245,7 @@ async fn a_video_that_is_not_made_costs_nothing() {
         assert_eq!(record.outcome, outcome);
         assert!(record.usage.is_empty());
         assert_eq!(cost(&record), None);
+        assert_eq!(record.unpriced_reason, Some(UnpricedReason::UsageMissing));
         assert_eq!(record.fidelity, Fidelity::Complete);
     }
 }
@@ -317,4 +323,62 @@ async fn a_response_that_nobody_asks_for_is_asked_for_by_its_own_path() {
     assert_eq!(asked.len(), 2);
     assert_eq!(asked[1].target, "/v1/responses/resp_68a1");
     assert_eq!(asked[1].header("authorization"), Some("Bearer sk-1"));
+}
+
+#[tokio::test]
+async fn a_follow_up_keeps_the_prefix_the_version_and_the_key_of_its_submit() {
+    let (_, queued) = exchange("openai", "responses-background-queued");
+    let (_, completed) = exchange("openai", "responses-background-completed");
+    let vendor = Vendor::start(move |asked| match &*asked.method {
+        "POST" => queued.clone(),
+        _ => completed.clone(),
+    })
+    .await;
+    let url = vendor.url();
+    let mut home = Home::with(&format!(
+        "[providers.azure]\nupstream = \"{url}\"\n\
+         [providers.fireworks]\ndialect = \"chat\"\nupstream = \"{url}\"\n"
+    ));
+    home.set("JOBS__FOLLOWUP_AFTER", "1s");
+    let server = home.start().await;
+    for (path, key) in [
+        ("azure/openai/responses?api-version=preview", "api-key: a"),
+        (
+            "fireworks/inference/v1/responses",
+            "authorization: Bearer f",
+        ),
+    ] {
+        let request = format!(
+            "POST /{path} HTTP/1.1\r\nhost: a\r\n{key}\r\ncontent-type: application/json\r\n\
+             content-length: 19\r\n\r\n{{\"background\":true}}"
+        );
+        ask(server.proxy, request.as_bytes()).await;
+    }
+    server.stored(2).await;
+    server.stop().await;
+    for row in home.logs().await {
+        assert_eq!(row["outcome"], "ok");
+    }
+    let asked = vendor.asked();
+    let mut follow_ups: Vec<_> = asked
+        .iter()
+        .filter(|asked| asked.method == "GET")
+        .map(|asked| {
+            let key = ["api-key", "authorization"].map(|name| asked.header(name));
+            (asked.target.as_str(), key)
+        })
+        .collect();
+    follow_ups.sort_unstable();
+    follow_ups.dedup();
+    let expected = [
+        (
+            "/inference/v1/responses/resp_68a1",
+            [None, Some("Bearer f")],
+        ),
+        (
+            "/openai/responses/resp_68a1?api-version=preview",
+            [Some("a"), None],
+        ),
+    ];
+    assert_eq!(follow_ups, expected);
 }
