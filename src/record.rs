@@ -79,7 +79,7 @@ names! {
         Models = "models",
         /// Counting tokens without generating.
         CountTokens = "count_tokens",
-        /// Batches: created, listed, polled or cancelled.
+        /// A batch of requests, as a job.
         Batch = "batch",
         /// Files: uploaded, listed or downloaded.
         Files = "files",
@@ -100,7 +100,6 @@ impl Operation {
             Operation::Moderation
                 | Operation::Models
                 | Operation::CountTokens
-                | Operation::Batch
                 | Operation::Files
                 | Operation::Control
         )

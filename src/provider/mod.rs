@@ -9,6 +9,7 @@
 //! error means.
 
 mod anthropic;
+mod anthropic_batch;
 mod azure;
 mod chat;
 mod cost;
@@ -247,6 +248,18 @@ pub fn forwarding(route: &str) -> Option<&'static Forwarding> {
 /// A declared provider that speaks the OpenAI dialect (`dialect = "chat"`), under its own name.
 pub fn chat_dialect(name: impl Into<Arc<str>>) -> Arc<dyn Provider> {
     Arc::new(chat::Chat::declared(name))
+}
+
+/// What the job is that a call of that route asks for.
+pub fn job_operation(route: &str) -> Operation {
+    let kinds = [
+        ("/videos", Operation::Video),
+        ("/responses", Operation::Responses),
+        ("/batches", Operation::Batch),
+        ("/trainings", Operation::Training),
+    ];
+    let kind = kinds.into_iter().find(|(part, _)| route.contains(part));
+    kind.map_or(Operation::Prediction, |(_, operation)| operation)
 }
 
 /// The longest URL of a job that is changed.

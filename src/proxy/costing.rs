@@ -7,7 +7,7 @@ use crate::fault::Outcome;
 use crate::money::Usd;
 use crate::price::{Missing, PriceBook, Query};
 use crate::provider::{End, Report};
-use crate::record::{CostSource, Fidelity, UnpricedReason, UsageRecord};
+use crate::record::{CostSource, Fidelity, Operation, UnpricedReason, UsageRecord};
 use crate::usage::Usage;
 
 /// Enters what a meter reported, and prices it. `image_variant` is what the request asked for.
@@ -100,6 +100,7 @@ fn price(
             service_tier: report.service_tier.as_deref(),
             region: report.region.as_deref(),
             image_variant: image_variant.or(report.image_variant.as_deref()),
+            is_sum: record.operation == Operation::Batch,
             at: record.started_at,
         });
         let missing = priced

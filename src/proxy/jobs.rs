@@ -46,7 +46,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub join_grace: Duration,
-    /// The age at which a job whose end was never seen is recorded as `unresolved`.
+    /// The age at which a job whose end was never seen is recorded as `unresolved`. Batches may
+    /// take a day: where there are any, leave time for their results.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub deadline: Duration,

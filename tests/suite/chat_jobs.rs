@@ -60,6 +60,7 @@ async fn rows_but(
     // What is no job makes its row at once, so that no more can be in front of it.
     let last = match folder {
         "openrouter" => "chat-whole",
+        "anthropic" => "message-whole-cache",
         _ => "responses-whole",
     };
     let mut requests = Vec::new();
@@ -212,6 +213,7 @@ async fn a_video_is_charged_when_it_is_made_by_its_seconds_and_size() {
     for (submit, route) in [
         ("video-remix", "/v1/videos/{id}/remix"),
         ("video-edit", "/v1/videos/edits"),
+        ("video-extension", "/v1/videos/extensions"),
     ] {
         let cases = [
             submit,
@@ -381,4 +383,98 @@ async fn a_follow_up_keeps_the_prefix_the_version_and_the_key_of_its_submit() {
         ),
     ];
     assert_eq!(follow_ups, expected);
+}
+
+/// 1000 × 0.075 + 200 × 0.3 dollars for a million: half of the usual price.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_charged_at_its_own_price_when_it_is_over() {
+    let cases = [
+        "batch-create",
+        "batch-in-progress",
+        "batch-poll",
+        "batch-poll",
+    ];
+    let record = row("openai", &cases).await;
+    assert_eq!(record.operation, Operation::Batch);
+    assert_eq!(&*record.route, "/v1/batches");
+    assert_eq!(record.outcome, Outcome::Ok);
+    assert_eq!(record.job_id.as_deref(), Some("batch_1"));
+    assert_eq!(record.service_tier.as_deref(), Some("batch"));
+    assert_eq!(record.polls, Some(2));
+    assert_eq!(cost(&record).as_deref(), Some("0.000135"));
+    assert_eq!(record.cost_source, Some(CostSource::Catalog));
+
+    let cancelled = row("openai", &["batch-create", "batch-cancelled"]).await;
+    assert_eq!(cancelled.outcome, Outcome::ClientCancelled);
+    assert_eq!(cost(&cancelled).as_deref(), Some("0.0000135"));
+
+    let failed = row("openai", &["batch-create", "batch-failed"]).await;
+    assert_eq!(failed.outcome, Outcome::JobFailed);
+    assert_eq!(failed.error_code.as_deref(), Some("empty_file"));
+    let old = row("openai", &["batch-create", "batch-completed-without-usage"]).await;
+    assert_eq!(old.outcome, Outcome::Ok);
+    for record in [failed, old] {
+        assert_eq!(cost(&record), None);
+        assert_eq!(record.unpriced_reason, Some(UnpricedReason::UsageMissing));
+    }
+}
+
+/// 106 × 1.5 + 44 × 7.5 dollars for a million: half of the usual price.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_usage_is_in_its_results_is_settled_by_whoever_reads_them_whole() {
+    let cases = [
+        "batch-create",
+        "batch-ended",
+        "batch-results-truncated",
+        "batch-results",
+        "batch-results",
+    ];
+    let cut_off = |case: &str, reply: Reply| match case {
+        "batch-results-truncated" => reply.finish(Finish::CutOff),
+        _ => reply,
+    };
+    let (records, sidecar) = rows_but("anthropic", &cases, 1, cut_off).await;
+    drop(sidecar);
+    let record = &records[0];
+    assert_eq!(record.operation, Operation::Batch);
+    assert_eq!(record.outcome, Outcome::Ok);
+    assert_eq!(record.fidelity, Fidelity::Complete);
+    assert_eq!(record.job_id.as_deref(), Some("msgbatch_1"));
+    assert_eq!(record.model(), Some("claude-sonnet-4-5-20250929"));
+    assert_eq!(record.usage.tokens(Unit::Input), Some(106));
+    assert_eq!(record.usage.tokens(Unit::Output), Some(44));
+    assert_eq!(cost(record).as_deref(), Some("0.000489"));
+    assert_eq!(record.polls, Some(3));
+}
+
+#[tokio::test]
+async fn the_results_of_a_batch_that_nobody_reads_are_read_by_taffrail() {
+    let (submit, created) = exchange("anthropic", "batch-create");
+    let (_, results) = exchange("anthropic", "batch-results");
+    let vendor = Vendor::start(move |asked| match &*asked.method {
+        "POST" => created.clone(),
+        _ => results.clone(),
+    })
+    .await;
+    let mut home = Home::with(&format!(
+        "[providers.anthropic]\nupstream = \"{}\"\n",
+        vendor.url()
+    ));
+    home.set("JOBS__FOLLOWUP_AFTER", "1s");
+    let server = home.start().await;
+    let submit = String::from_utf8(submit).unwrap();
+    let submit = submit.replace(
+        "authorization: Bearer sk-1",
+        "x-api-key: sk-1\r\nanthropic-version: 2023-06-01",
+    );
+    ask(server.proxy, submit.as_bytes()).await;
+    server.stored(1).await;
+    server.stop().await;
+    let rows = home.logs().await;
+    assert_eq!(rows[0]["cost_usd"], "0.000489");
+    let asked = vendor.asked();
+    let follow_up = asked.last().unwrap();
+    assert_eq!(follow_up.target, "/v1/messages/batches/msgbatch_1/results");
+    assert_eq!(follow_up.header("x-api-key"), Some("sk-1"));
+    assert_eq!(follow_up.header("anthropic-version"), Some("2023-06-01"));
 }

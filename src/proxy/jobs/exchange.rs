@@ -14,8 +14,8 @@ use crate::caller::Caller;
 use crate::clock;
 use crate::metrics::{JobLimit, KeptJob};
 use crate::price::PriceBook;
-use crate::provider::JobStage;
-use crate::record::{Intent, Job, JobEnd, JobHalf, Operation, UsageRecord};
+use crate::provider::{JobStage, job_operation};
+use crate::record::{Intent, Job, JobEnd, JobHalf, UsageRecord};
 use crate::store::{JobNews, JobQuery, Store, StoreError};
 
 use super::{Jobs, Key, OPEN_MAX, is_older, row};
@@ -115,7 +115,7 @@ impl Jobs {
             id,
             started_at: call.started_at,
             provider: call.provider.clone(),
-            operation: Operation::Prediction,
+            operation: job_operation(&call.route),
             method: call.method.clone(),
             route: call.route.clone(),
             model_requested: call.model_requested.clone(),
