@@ -1,8 +1,9 @@
 //! The usage record: one per request that can cost money, and the only type that crosses from
 //! traffic to storage.
 //!
-//! Plain data. Its journal encoding is JSON with the field names below; a field that is added
-//! later must have a default, so that an old journal stays readable.
+//! Plain data. The journal encodes it by `journal/codec.rs`, dead letters and open jobs as JSON
+//! with the field names below; a field that is added later must have a default, so that what is
+//! kept stays readable.
 
 use std::fmt;
 use std::sync::Arc;

@@ -315,6 +315,14 @@ fn common_rate_limits(headers: &http::HeaderMap) -> Vec<RateLimit> {
         ),
         stated("requests", "x-ratelimit-limit", "x-ratelimit-remaining"),
     ];
+    // Most responses state none, and one look at each name tells.
+    let may_state = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-ratelimit-") || name.starts_with("anthropic-ratelimit-")
+    };
+    if !headers.keys().any(may_state) {
+        return Vec::new();
+    }
     let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.trim().parse().ok();
     let mut limits: Vec<RateLimit> = Vec::new();
     for &(kind, ref limit, ref remaining) in &STATED {

@@ -30,7 +30,7 @@ use crate::proxy::settle::{Books, Opening, Settlement, Submit, is_event_stream};
 use crate::proxy::stream::Phase;
 use crate::proxy::tunnel::Tunnel;
 use crate::proxy::upstream::{Exchanged, Upstreams};
-use crate::record::Operation;
+use crate::record::{Intent, Operation};
 use crate::wire::json::Selector;
 
 /// A body up to this size is read in full before the request goes out: it can then be sent
@@ -216,15 +216,22 @@ impl Service {
         let tap = Rc::new(RefCell::new(RequestTap::new(reader)));
         let mut settlement = Settlement::open(
             self.books.clone(),
-            Opening {
+            Intent {
                 id: clock::new_id(),
                 started_at: clock::wall(),
+                provider: route.label.clone(),
+                operation: call.operation,
+                method: head.method.to_string(),
+                route: call.route.to_string(),
+                model_requested: call.model.clone(),
+                caller: self.identity.caller(&head.headers),
+                job: None,
+            },
+            Opening {
                 started,
                 provider: route.provider.clone(),
                 name: route.label.clone(),
                 call: call.clone(),
-                method: head.method.to_string(),
-                caller: self.identity.caller(&head.headers),
                 submit: submit_to_keep(&call, &target, &head.headers),
                 request: tap.clone(),
                 _in_flight: self.books.ledger.metrics().in_flight(&route.label),
