@@ -163,7 +163,9 @@ impl Secret {
             let now = clock::wall();
             let held = match step(held.as_ref(), was_published, &self.terms, now)? {
                 Some(changed) => {
-                    object["data"] = encoded(&changed);
+                    if let Some(members) = object.as_object_mut() {
+                        members.insert("data".to_owned(), encoded(&changed));
+                    }
                     match self.client.put(&self.secret_path, &object).await {
                         Err(Error::Conflict) => continue,
                         written => written?,

@@ -6,7 +6,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::patch::{self, Plan};
 use super::sidecar::Sidecar;
@@ -81,14 +81,16 @@ pub fn answer(body: &[u8], sidecar: &Sidecar, own_namespace: &str) -> Result<Ans
     };
     let warnings = bounded(plan.warnings);
     let count = warnings.len();
-    let mut response = json!({"uid": request.uid, "allowed": true});
+    let mut response = Map::new();
+    response.insert("uid".to_owned(), json!(request.uid));
+    response.insert("allowed".to_owned(), json!(true));
     if !plan.operations.is_empty() {
         let patch = Value::Array(plan.operations).to_string();
-        response["patchType"] = json!("JSONPatch");
-        response["patch"] = json!(STANDARD.encode(patch));
+        response.insert("patchType".to_owned(), json!("JSONPatch"));
+        response.insert("patch".to_owned(), json!(STANDARD.encode(patch)));
     }
     if count > 0 {
-        response["warnings"] = json!(warnings);
+        response.insert("warnings".to_owned(), json!(warnings));
     }
     Ok(Answer {
         body: json!({

@@ -4,6 +4,7 @@
                                        for each file its manifests, or why Helm refuses it
     chart.py validate VERSION...       reads a JSON list of manifests, and prints a JSON list of what
                                        is wrong with them, by Kubernetes' and the operator's schemas
+    chart.py text CHART TEMPLATE       prints what a template renders to
     chart.py readme CHART              prints the README of the chart, made of values.yaml
 """
 
@@ -47,6 +48,14 @@ def render(chart_path, files):
                         manifest["__source"] = path
                         result["manifests"].append(manifest)
     return results
+
+
+def text(chart_path, template):
+    import helm_python as helm
+
+    with helm.Chart.load(chart_path) as chart:
+        rendered = chart.render({}, name="demo", namespace="shop")
+        return rendered[f"{chart.name}/templates/{template}"].strip() + "\n"
 
 
 def closed(schema):
@@ -160,6 +169,8 @@ def main():
             print(json.dumps(render(chart, files)))
         case ["validate", *versions]:
             print(json.dumps(validate(json.load(sys.stdin), versions)))
+        case ["text", chart, template]:
+            print(text(chart, template), end="")
         case ["readme", chart]:
             print(readme(chart), end="")
         case _:

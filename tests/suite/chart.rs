@@ -548,3 +548,43 @@ fn notes_say_the_next_step() {
         assert!(notes.contains(words), "{file}:\n{notes}");
     }
 }
+
+#[test]
+fn the_sidecar_is_the_same_without_the_webhook() {
+    let Some(tools) = tools() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    copy(&root().join("helm/examples/app"), dir.path());
+    copy(&chart(), &dir.path().join("charts/taffrail"));
+    let text = tools.text(dir.path(), "deployment.yaml");
+    assert_golden(Path::new("helm/examples/plain.yaml"), &text);
+
+    let rendered = tools.render_values(dir.path(), &json!({}));
+    assert_eq!(tools.validate(rendered.manifests()), Vec::<String>::new());
+    assert_eq!(rendered.manifests().len(), 1, "only the templates are used");
+    let spec = &rendered.find("Deployment", "app")["spec"]["template"]["spec"];
+    let mut sidecar = spec["initContainers"][0].clone();
+    let values = json!({"sidecar": {
+        "providers": ["openai", "anthropic"],
+        "store": {"existingSecret": "taffrail-store"},
+        "config": {"proxy": {"shutdown_grace": "23s"}},
+    }});
+    let whole = tools.render_values(&chart(), &values);
+    let map = whole.find("ConfigMap", "-injector");
+    let injected: Value =
+        serde_json::from_str(map["data"]["sidecar.json"].as_str().unwrap()).unwrap();
+    sidecar.as_object_mut().unwrap().remove("restartPolicy");
+    assert_eq!(sidecar, injected["container"]);
+    assert_eq!(spec["volumes"], injected["volumes"]);
+    let names: Vec<&Value> = list(&spec["containers"][0], "env")
+        .iter()
+        .map(|it| &it["name"])
+        .collect();
+    let expected = [
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "OPENAI_API_BASE",
+        "ANTHROPIC_BASE_URL",
+    ];
+    assert_eq!(names, expected);
+    read(&sidecar, &rendered);
+}

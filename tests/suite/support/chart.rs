@@ -62,6 +62,12 @@ impl Tools {
         serde_json::from_str(&self.script(&arguments, &manifests)).unwrap()
     }
 
+    /// What a template of a chart renders to.
+    pub(crate) fn text(&self, chart: &Path, template: &str) -> String {
+        let arguments = ["text", chart.to_str().unwrap(), template].map(str::to_owned);
+        self.script(&arguments, "")
+    }
+
     /// The chart's README.
     pub(crate) fn readme(&self) -> String {
         let arguments = ["readme".to_owned(), chart().display().to_string()];
