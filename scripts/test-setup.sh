@@ -18,6 +18,7 @@ need setpriv util-linux
 need promtool prometheus
 need prometheus prometheus
 need strace strace
+need buildah buildah
 need python3 python3
 if [ "${1:-}" = bench ]; then
     [ -x /usr/sbin/nginx ] || need nginx nginx-light
@@ -62,7 +63,7 @@ if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
     fi
 fi
 
-# What lints, renders and validates the chart, in an environment of its own.
+# What lints, renders and validates the chart and the image, in an environment of its own.
 venv=target/chart-venv
 wanted=$(cat tests/chart/requirements.txt)
 if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then

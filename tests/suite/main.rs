@@ -23,6 +23,7 @@ mod exposition;
 mod fal;
 mod golden;
 mod housekeeping;
+mod image;
 mod injector;
 mod jobs;
 mod journal;
