@@ -168,10 +168,6 @@ topologySpreadConstraints:
 - name: TAFFRAIL_STORE__URL
   value: {{ .Values.store.url | quote }}
 {{- end }}
-{{- if include "taffrail.hasStore" . }}
-- name: TAFFRAIL_STORE__MIGRATE
-  value: {{ eq .Values.store.migrate "server" | quote }}
-{{- end }}
 {{- end -}}
 
 {{- define "taffrail.storeMount" -}}
