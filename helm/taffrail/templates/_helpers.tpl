@@ -176,6 +176,11 @@ topologySpreadConstraints:
   mountPath: /etc/taffrail/store
   readOnly: true
 {{- end }}
+{{- if .Values.store.ca.configMap }}
+- name: store-ca
+  mountPath: /etc/taffrail/ca
+  readOnly: true
+{{- end }}
 {{- end -}}
 
 {{- define "taffrail.storeVolume" -}}
@@ -187,6 +192,21 @@ topologySpreadConstraints:
     items:
       - key: {{ .Values.store.key }}
         path: url
+{{- end }}
+{{- include "taffrail.storeCaVolume" . }}
+{{- end -}}
+
+{{/* The authority that vouches for the database, where it is no public one. */}}
+{{- define "taffrail.storeCaVolume" -}}
+{{- with .Values.store.ca }}
+{{- if .configMap }}
+- name: store-ca
+  configMap:
+    name: {{ .configMap }}
+    items:
+      - key: {{ .key }}
+        path: ca.crt
+{{- end }}
 {{- end }}
 {{- end -}}
 

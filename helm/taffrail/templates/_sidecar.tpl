@@ -83,12 +83,28 @@ securityContext:
 volumeMounts:
   - name: taffrail-data
     mountPath: /var/lib/taffrail
+  {{- if $sidecar.store.ca.configMap }}
+  - name: taffrail-ca
+    mountPath: /etc/taffrail/ca
+    readOnly: true
+  {{- end }}
 {{- end -}}
 
 {{- define "taffrail.sidecar.volumes" -}}
 - name: taffrail-data
   emptyDir:
     sizeLimit: {{ .Values.sidecar.journal.sizeLimit }}
+{{- with .Values.sidecar.store.ca }}
+{{- if .configMap }}
+- name: taffrail-ca
+  configMap:
+    name: {{ .configMap }}
+    optional: true
+    items:
+      - key: {{ .key }}
+        path: ca.crt
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* The variables that lead SDKs to the sidecar, for the application's containers. */}}
