@@ -476,13 +476,19 @@ impl Rules {
             self.not_zero(key(name), duration);
         }
         // Renewed when a third is left, which the overlap and a few looks must fit into.
-        let renewing = injector.certificate_overlap + injector.check_interval * 2;
+        let looks = injector.check_interval.saturating_mul(2);
+        let renewing = injector.certificate_overlap.saturating_add(looks);
         if renewing >= injector.certificate_lifetime / 3 {
             self.add(
                 key("certificate_lifetime"),
                 "too short for certificate_overlap and check_interval",
                 "more than three times certificate_overlap and twice check_interval",
             );
+        }
+        /// Clients take no certificate that holds for much longer, and calendars end.
+        const LIFETIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
+        if injector.certificate_lifetime > LIFETIME_MAX {
+            self.add(key("certificate_lifetime"), "too long", "10y or less");
         }
         let accepted = "tls_cert_file and tls_key_file together, or neither";
         match (&injector.tls_cert_file, &injector.tls_key_file) {

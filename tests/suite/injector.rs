@@ -846,3 +846,48 @@ async fn an_application_in_an_injected_pod_is_metered_and_nothing_is_lost() {
     ];
     assert_eq!(rows, [expected.map(str::to_owned).to_vec()]);
 }
+
+#[test]
+fn an_injector_that_could_not_work_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = dir.path().join("sidecar.json");
+    std::fs::write(&broken, r#"{"container": {"name": "taffrail"}}"#).unwrap();
+    let refused = |pairs: &[(&str, &str)]| {
+        let pairs = pairs.iter().chain(&[("ROLE", "injector")]);
+        let env = pairs.map(|(key, value)| (format!("TAFFRAIL_{key}").into(), (*value).into()));
+        let sources = Sources {
+            env: env.collect(),
+            ..Sources::default()
+        };
+        config::load(sources).unwrap_err().to_string()
+    };
+    let file = fixture_sidecar().display().to_string();
+    let with = |key, value| refused(&[("INJECTOR__SIDECAR_FILE", file.as_str()), (key, value)]);
+    let broken = broken.display().to_string();
+    for (problems, words) in [
+        (refused(&[]), "there is nothing to inject"),
+        (
+            refused(&[("INJECTOR__SIDECAR_FILE", &broken)]),
+            "missing field `volumes`",
+        ),
+        (
+            with("INJECTOR__TLS_CERT_FILE", "/x"),
+            "set without tls_key_file",
+        ),
+        (with("INJECTOR__CHECK_INTERVAL", "0s"), "more than zero"),
+        (
+            with("INJECTOR__CERTIFICATE_LIFETIME", "10m"),
+            "too short for certificate_overlap",
+        ),
+        (
+            with("INJECTOR__CERTIFICATE_LIFETIME", "100000000y"),
+            "10y or less",
+        ),
+        (
+            with("INJECTOR__CERTIFICATE_OVERLAP", "100000000000y"),
+            "too short for certificate_overlap",
+        ),
+    ] {
+        assert!(problems.contains(words), "{words} is not in: {problems}");
+    }
+}
