@@ -20,6 +20,7 @@ use crate::config::{Config, Role};
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
 use crate::exporter::schedule::{Schedule, Task};
+use crate::injector::Injector;
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
@@ -46,6 +47,7 @@ const OVERDUE_JOBS_CRON: &str = "30 * * * * *";
 pub struct App {
     traffic: Option<Traffic>,
     schedule: Option<Schedule>,
+    injector: Option<Injector>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
     store: Store,
@@ -78,9 +80,13 @@ impl App {
         metrics.on_scrape(Box::new(|metrics| metrics.process(&process::read())));
         // The ports come first: that another process runs is the likeliest trouble, and then its
         // journal is not this one's to touch.
-        let proxy_listener = match config.role {
-            Role::All | Role::Sidecar => Some(bind(config.proxy.listen, "proxy.listen")?),
-            Role::Exporter => None,
+        let proxy_listener = match config.role.relays_traffic() {
+            true => Some(bind(config.proxy.listen, "proxy.listen")?),
+            false => None,
+        };
+        let injector_listener = match config.role {
+            Role::Injector => Some(bind(config.injector.listen, "injector.listen")?),
+            Role::All | Role::Sidecar | Role::Exporter => None,
         };
         let tls_listener = match config.proxy.tls_listen {
             Some(address) if proxy_listener.is_some() => Some(bind(address, "proxy.tls_listen")?),
@@ -115,9 +121,20 @@ impl App {
                 let tasks = tasks(config, &store, &prices, &metrics);
                 Some(Schedule::start(tasks, &metrics)?)
             }
-            Role::Sidecar => None,
+            Role::Sidecar | Role::Injector => None,
         };
-        let ready = Arc::new(AtomicBool::new(true));
+        // An injector is ready with its certificate, everything else once it listens.
+        let ready = Arc::new(AtomicBool::new(injector_listener.is_none()));
+        let injector = match injector_listener {
+            None => None,
+            Some(listener) => {
+                metrics.injector();
+                let namespace = instance().namespace.map(|name| name.to_string());
+                let (config, ready) = (&config.injector, &ready);
+                let injector = Injector::start(config, listener, namespace, ready, &metrics);
+                Some(injector.context("cannot start the injector")?)
+            }
+        };
         let serving_admin = CancellationToken::new();
         let state = admin::State {
             metrics: metrics.clone(),
@@ -133,6 +150,7 @@ impl App {
         Ok(App {
             traffic,
             schedule,
+            injector,
             admin_address,
             ready,
             store,
@@ -152,6 +170,11 @@ impl App {
         self.traffic
             .as_ref()
             .and_then(|traffic| traffic.proxy.tls_address())
+    }
+
+    /// The injector's address, if this role has one.
+    pub fn injector_address(&self) -> Option<SocketAddr> {
+        self.injector.as_ref().map(Injector::address)
     }
 
     /// The admin listener's address.
@@ -191,6 +214,10 @@ impl App {
     async fn wind_down(self, hurried: &CancellationToken) -> anyhow::Result<()> {
         if let Some(schedule) = self.schedule {
             schedule.stop().await;
+        }
+        if let Some(injector) = self.injector {
+            self.ready.store(false, Ordering::Relaxed);
+            injector.stop(hurried.cancelled()).await;
         }
         let stopped = match self.traffic {
             Some(traffic) => traffic.stop(&self.store, hurried, &self.ready).await,
@@ -595,12 +622,12 @@ fn store_observer(metrics: &Arc<Metrics>) -> crate::store::drain::Observer {
 
 /// The lines of the landing page.
 fn info(config: &Config, traffic: Option<&Traffic>, store: &Store) -> admin::Info {
-    let role = format!("{:?}", config.role).to_lowercase();
+    let role = config.role.as_str();
     let store = store.description();
     let traffic = traffic.map(|traffic| (traffic.proxy.address(), traffic.journal.clone()));
     Arc::new(move || {
         let mut lines = vec![
-            ("role".to_owned(), role.clone()),
+            ("role".to_owned(), role.to_owned()),
             ("store".to_owned(), store.clone()),
         ];
         if let Some((proxy, journal)) = &traffic {

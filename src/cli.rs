@@ -79,6 +79,7 @@ Examples:
   taffrail run                        everything, for one machine
   taffrail run --role sidecar         beside an application: proxy, meter, journal, drain
   taffrail run --role exporter        once per fleet: balances, prices, retention
+  taffrail run --role injector        in Kubernetes: puts the sidecar into pods
 
 Point an SDK at the proxy:
   OPENAI_BASE_URL=http://127.0.0.1:4800/openai/v1

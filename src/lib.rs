@@ -34,7 +34,10 @@ pub mod proxy;
 // 7. The exporter.
 pub mod exporter;
 
-// 8. The rim.
+// 8. The injector.
+pub mod injector;
+
+// 9. The rim.
 pub mod admin;
 pub mod backfill;
 pub mod check;

@@ -125,6 +125,7 @@ async fn serve(config: &Config) -> anyhow::Result<u8> {
     tracing::info!(
         proxy = app.proxy_address().map(|address| address.to_string()),
         proxy_tls = app.proxy_tls_address().map(|address| address.to_string()),
+        injector = app.injector_address().map(|address| address.to_string()),
         admin = %app.admin_address(),
         store = app.store().description(),
         version = env!("CARGO_PKG_VERSION"),

@@ -438,8 +438,8 @@ impl Layers {
                 config.meter.fingerprint_pepper = Some(text);
             }
         }
-        // A sidecar reads no balances, and its pod need not hold the keys for it.
-        if config.role == Role::Sidecar {
+        // Only the exporter reads balances, and other pods need not hold the keys for it.
+        if !config.role.reads_balances() {
             return;
         }
         for (index, account) in config.accounts.iter_mut().enumerate() {

@@ -12,6 +12,7 @@ use http::header::{self, HeaderName};
 
 use super::load::read_secret_file;
 use super::{Config, KeyPath, Role};
+use crate::injector::Sidecar;
 use crate::metrics::labels::{
     ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
 };
@@ -54,6 +55,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     rules.jobs(config);
     rules.retention(config);
     rules.files(config);
+    rules.injector(config);
     rules.log(config);
     rules.0
 }
@@ -352,9 +354,9 @@ impl Rules {
                     "a name that is unique for the provider",
                 );
             }
-            // A sidecar reads no balances, so the keys need not be there.
+            // Who reads no balances needs no keys.
             let is_keyless = account.api_key.is_none() && account.api_key_file.is_none();
-            if is_keyless && config.role != Role::Sidecar {
+            if is_keyless && config.role.reads_balances() {
                 self.0.push(Finding {
                     key: table.join("api_key_file"),
                     what: "missing, and api_key is not set either".to_owned(),
@@ -462,6 +464,51 @@ impl Rules {
                 self.add(KeyPath::new([section, name]), what, accepted);
             }
         }
+    }
+
+    fn injector(&mut self, config: &Config) {
+        let injector = &config.injector;
+        let key = |name: &str| KeyPath::new(["injector", name]);
+        for (name, duration) in [
+            ("certificate_lifetime", injector.certificate_lifetime),
+            ("check_interval", injector.check_interval),
+        ] {
+            self.not_zero(key(name), duration);
+        }
+        // Renewed when a third is left, which the overlap and a few looks must fit into.
+        let looks = injector.check_interval.saturating_mul(2);
+        let renewing = injector.certificate_overlap.saturating_add(looks);
+        if renewing >= injector.certificate_lifetime / 3 {
+            self.add(
+                key("certificate_lifetime"),
+                "too short for certificate_overlap and check_interval",
+                "more than three times certificate_overlap and twice check_interval",
+            );
+        }
+        /// Clients take no certificate that holds for much longer, and calendars end.
+        const LIFETIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
+        if injector.certificate_lifetime > LIFETIME_MAX {
+            self.add(key("certificate_lifetime"), "too long", "10y or less");
+        }
+        let accepted = "tls_cert_file and tls_key_file together, or neither";
+        match (&injector.tls_cert_file, &injector.tls_key_file) {
+            (Some(_), None) => self.add(key("tls_cert_file"), "set without tls_key_file", accepted),
+            (None, Some(_)) => self.add(key("tls_key_file"), "set without tls_cert_file", accepted),
+            _ => {}
+        }
+        if config.role != Role::Injector {
+            return;
+        }
+        let what = match &injector.sidecar_file {
+            None => "missing, and there is nothing to inject".to_owned(),
+            Some(path) => match Sidecar::read(path) {
+                Ok(_) => return,
+                Err(error) => error.to_string(),
+            },
+        };
+        let accepted = "a JSON file with container, volumes, ports, native, providers and \
+                        environment, as the chart makes it";
+        self.add(key("sidecar_file"), what, accepted);
     }
 
     fn log(&mut self, config: &Config) {

@@ -38,6 +38,8 @@ pub enum Group {
     Records,
     /// Prices and scheduled tasks.
     Upkeep,
+    /// The injector of the sidecar in Kubernetes.
+    Injection,
     /// Taffrail itself.
     Process,
 }
@@ -115,7 +117,7 @@ impl Descriptor {
     }
 }
 
-use Group::{Process, Records, Traffic, Upkeep, Usage};
+use Group::{Injection, Process, Records, Traffic, Upkeep, Usage};
 use Kind::{Counter, Gauge, Histogram};
 
 /// Requests that ended.
@@ -544,6 +546,42 @@ pub const SCHEDULE_LAST_SUCCESS: Descriptor = family(
     "When a scheduled task last succeeded",
 );
 
+/// Reviews of pods.
+pub const INJECTOR_REVIEWS: Descriptor = family(
+    Counter,
+    Injection,
+    "taffrail_injector_reviews_total",
+    &["result"],
+    "Admission reviews that the injector answered, by what became of the pod",
+);
+
+/// Warnings in reviews.
+pub const INJECTOR_WARNINGS: Descriptor = family(
+    Counter,
+    Injection,
+    "taffrail_injector_warnings_total",
+    &[],
+    "Warnings in the injector's answers: annotations that do not hold, pods that it leaves alone",
+);
+
+/// Expiry of the injector's certificate.
+pub const INJECTOR_CERTIFICATE_EXPIRY: Descriptor = family(
+    Gauge,
+    Injection,
+    "taffrail_injector_certificate_expiry_timestamp_seconds",
+    &[],
+    "When the certificate that the injector serves expires; absent while it has none",
+);
+
+/// Looks after the injector's certificate.
+pub const INJECTOR_CERTIFICATE_CHECKS: Descriptor = family(
+    Counter,
+    Injection,
+    "taffrail_injector_certificate_checks_total",
+    &["result"],
+    "Looks at the injector's certificate, its Secret and the webhook's configuration",
+);
+
 /// Limits on label values that bit.
 pub const SERIES_LIMITED: Descriptor = family(
     Counter,
@@ -672,6 +710,10 @@ pub const ALL: &[&Descriptor] = &[
     &PRICE_REFRESHES,
     &SCHEDULE_RUNS,
     &SCHEDULE_LAST_SUCCESS,
+    &INJECTOR_REVIEWS,
+    &INJECTOR_WARNINGS,
+    &INJECTOR_CERTIFICATE_EXPIRY,
+    &INJECTOR_CERTIFICATE_CHECKS,
     &SERIES_LIMITED,
     &METER_PANICS,
     &BUILD_INFO,

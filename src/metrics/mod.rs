@@ -43,8 +43,8 @@ use self::records::Records;
 use self::series::{Budget, Handles, Key, Series, SeriesMap};
 use self::values::ExactCounter;
 pub use self::vocabulary::{
-    HandshakeFault, JobLimit, JournalFault, Limit, Listener, Phase, ProxyError, Reason, Rewrite,
-    RunResult, Stage,
+    HandshakeFault, JobLimit, JournalFault, Limit, Listener, Phase, ProxyError, Reason,
+    ReviewResult, Rewrite, RunResult, Stage,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;
@@ -705,6 +705,38 @@ impl Metrics {
         for result in RunResult::ALL {
             self.families.schedule_runs.with(&[task, result.as_str()]);
         }
+    }
+
+    /// Starts the counters of the injector at 0.
+    pub fn injector(&self) {
+        for result in ReviewResult::ALL {
+            self.families.injector_reviews.with(&[result.as_str()]);
+        }
+        self.families.injector_warnings.with(&[]);
+        for result in RunResult::ALL {
+            let checks = &self.families.injector_certificate_checks;
+            checks.with(&[result.as_str()]);
+        }
+    }
+
+    /// Counts a review of the injector with its warnings.
+    pub fn injector_review(&self, result: ReviewResult, warnings: usize) {
+        let reviews = &self.families.injector_reviews;
+        reviews.with(&[result.as_str()]).inc();
+        let warnings = u64::try_from(warnings).unwrap_or(u64::MAX);
+        self.families.injector_warnings.with(&[]).inc_by(warnings);
+    }
+
+    /// Counts a look at the injector's certificate.
+    pub fn injector_certificate_check(&self, result: RunResult) {
+        let checks = &self.families.injector_certificate_checks;
+        checks.with(&[result.as_str()]).inc();
+    }
+
+    /// Takes the time at which the injector's certificate expires.
+    pub fn injector_certificate_expiry(&self, expiry: DateTime<Utc>) {
+        let families = &self.families.injector_certificate_expiry;
+        set(families, &[], timestamp_seconds(expiry));
     }
 
     /// Takes the numbers of the process; for a scrape hook.

@@ -92,6 +92,32 @@ label_values! {
         ProxyTls = "proxy_tls",
         /// The admin endpoints.
         Admin = "admin",
+        /// The injector's, which Kubernetes asks about pods.
+        Injector = "injector",
+    }
+}
+
+label_values! {
+    /// What became of a pod that the injector was asked about.
+    ReviewResult {
+        /// It has the sidecar now.
+        Injected = "injected",
+        /// It had the sidecar.
+        AlreadyInjected = "already_injected",
+        /// Its label says that it wants none.
+        OptedOut = "opted_out",
+        /// It is in the namespace of the injector.
+        OwnNamespace = "own_namespace",
+        /// It is on its node's network.
+        HostNetwork = "host_network",
+        /// It runs on Windows.
+        Windows = "windows",
+        /// It has a container with a port of the sidecar's.
+        PortInUse = "port_in_use",
+        /// It is to complete, which a plain sidecar would keep it from.
+        NeverCompletes = "never_completes",
+        /// What came is no review of a pod's creation.
+        Malformed = "malformed",
     }
 }
 

@@ -24,7 +24,7 @@ use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
     Config, HandshakeFault, JobLimit, JournalFault, JournalReading, Limit, Listener, Metrics,
-    Phase, ProxyError, Reason, Rewrite, RunResult, Stage, labels, process,
+    Phase, ProxyError, Reason, ReviewResult, Rewrite, RunResult, Stage, labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -222,6 +222,10 @@ fn touched() -> Metrics {
     metrics.price_refresh("openrouter", "models_api", RunResult::Error, then);
     metrics.schedule_task("prices");
     metrics.schedule_run("prices", RunResult::Ok, then);
+    metrics.injector();
+    metrics.injector_review(ReviewResult::Injected, 1);
+    metrics.injector_certificate_check(RunResult::Ok);
+    metrics.injector_certificate_expiry(then);
     metrics.meter_panic();
     metrics
 }
@@ -1129,6 +1133,11 @@ const GROUPS: &[(Group, &str, &str)] = &[
         Group::Upkeep,
         "Prices and schedule",
         "A timestamp that ages says more than an error that is counted: alert on `time() - …_last_success_timestamp_seconds`.",
+    ),
+    (
+        Group::Injection,
+        "Injector",
+        "Only `taffrail run --role injector` has values for these.",
     ),
     (
         Group::Process,

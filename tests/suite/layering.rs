@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// The groups in the order of ARCHITECTURE.md.
-const GROUPS: [(&str, &[&str]); 9] = [
+const GROUPS: [(&str, &[&str]); 10] = [
     (
         "vocabulary",
         &["caller", "fault", "money", "record", "usage"],
@@ -18,6 +18,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
     ),
     ("traffic", &["proxy"]),
     ("exporter", &["exporter"]),
+    ("injector", &["injector"]),
     (
         "rim",
         &[

@@ -12,6 +12,7 @@
 
 mod admin;
 mod backfill;
+mod chart;
 mod chat_jobs;
 mod check;
 mod clusters;
@@ -22,6 +23,8 @@ mod exposition;
 mod fal;
 mod golden;
 mod housekeeping;
+mod image;
+mod injector;
 mod jobs;
 mod journal;
 mod layering;
