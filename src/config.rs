@@ -76,18 +76,11 @@ impl Config {
     /// The keys that say something, and that nothing in this version acts on: a user is to be
     /// told so.
     pub fn without_effect(&self) -> Vec<&'static str> {
-        let has_billing_url = self.providers.values().any(|it| it.billing_url.is_some());
-        let (schedule, default) = (&self.schedule, schedule::Config::default());
-        [
-            ("admin.token_file", self.admin.token_file.is_some()),
-            ("providers.*.billing_url", has_billing_url),
-            ("accounts", !self.accounts.is_empty()),
-            ("schedule.balances", schedule.balances != default.balances),
-            ("schedule.prices", schedule.prices != default.prices),
-        ]
-        .into_iter()
-        .filter_map(|(key, is_set)| is_set.then_some(key))
-        .collect()
+        let default = schedule::Config::default();
+        [("schedule.prices", self.schedule.prices != default.prices)]
+            .into_iter()
+            .filter_map(|(key, is_set)| is_set.then_some(key))
+            .collect()
     }
 }
 

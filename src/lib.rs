@@ -20,7 +20,8 @@ pub mod wire;
 // 3. Providers (pure).
 pub mod provider;
 
-// 4. Prices (pure).
+// 4. Prices and balances (pure).
+pub mod balance;
 pub mod price;
 
 // 5. Records.

@@ -44,12 +44,16 @@ begin
             taffrail.record_usage(text),
             taffrail.overdue_jobs(interval, interval, integer),
             taffrail.drop_jobs(date, integer),
+            taffrail.record_balance(text),
+            taffrail.take_lease(text, text, interval),
+            taffrail.account_signals(interval),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
             taffrail.add_units(jsonb, jsonb)
         to taffrail_balance;
-        grant select, insert on taffrail.api_provider_balances, taffrail.price_versions to taffrail_balance;
+        grant select, insert on taffrail.price_versions to taffrail_balance;
+        grant select on taffrail.api_provider_balances to taffrail_balance;
         grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
     end if;
     if to_regrole('taffrail_reader') is not null then
@@ -146,7 +150,6 @@ create policy reader on taffrail.api_usage_aggregates for select
     using (not (select taffrail.is_scoped()) or taffrail.may_read(nullif(namespace, ''), attribution));
 create policy reader on taffrail.api_provider_balances for select using (not (select taffrail.is_scoped()));
 create policy reader on taffrail.price_versions for select using (true);
-create policy writer on taffrail.api_provider_balances for insert with check (true);
 create policy writer on taffrail.price_versions for insert with check (true);
 
 call taffrail.set_up_roles();

@@ -6,7 +6,9 @@
 //! else. Nothing here may hold up the drain.
 
 pub mod account;
+pub mod balances;
 pub mod fetch;
 pub mod housekeeping;
 pub mod jobs;
 pub mod schedule;
+mod standing;

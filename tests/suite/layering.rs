@@ -13,7 +13,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
     ),
     ("wire", &["wire"]),
     ("provider", &["provider"]),
-    ("price", &["price"]),
+    ("price", &["balance", "price"]),
     (
         "records",
         &["clock", "journal", "ledger", "metrics", "store"],
