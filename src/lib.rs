@@ -20,8 +20,9 @@ pub mod wire;
 // 3. Providers (pure).
 pub mod provider;
 
-// 4. Prices and balances (pure).
+// 4. Prices, balances and bills (pure).
 pub mod balance;
+pub mod bill;
 pub mod price;
 
 // 5. Records.

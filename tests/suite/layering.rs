@@ -13,7 +13,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
     ),
     ("wire", &["wire"]),
     ("provider", &["provider"]),
-    ("price", &["balance", "price"]),
+    ("price", &["balance", "bill", "price"]),
     (
         "records",
         &["clock", "journal", "ledger", "metrics", "store"],

@@ -13,6 +13,7 @@
 mod admin;
 mod backfill;
 mod balances;
+mod bills;
 mod chat_jobs;
 mod check;
 mod clusters;
