@@ -144,11 +144,7 @@ mod tests {
     }
 
     fn told(balances: &[(i64, &str)], paid: &[(&str, &str)]) -> Option<(String, String)> {
-        let drop = of_day(
-            DAY.parse().unwrap(),
-            &readings(balances),
-            &payments(paid),
-        )?;
+        let drop = of_day(DAY.parse().unwrap(), &readings(balances), &payments(paid))?;
         let text = |amount: Decimal| amount.normalize().to_string();
         Some((text(drop.spent), text(drop.undeclared)))
     }
@@ -159,7 +155,13 @@ mod tests {
 
     #[test]
     fn a_balance_falls_by_what_is_spent() {
-        let falling = [(-6, "60"), (0, "50"), (6, "49.5"), (12, "45"), (24, "40.25")];
+        let falling = [
+            (-6, "60"),
+            (0, "50"),
+            (6, "49.5"),
+            (12, "45"),
+            (24, "40.25"),
+        ];
         assert_eq!(told(&falling, &[]), spent("9.75", "0"));
         assert_eq!(told(&[(0, "5"), (24, "5")], &[]), spent("0", "0"));
     }
@@ -179,7 +181,10 @@ mod tests {
         assert_eq!(told(&fallen, &paid), spent("30", "0"));
         // Two came at once.
         let risen = [(0, "10"), (24, "57")];
-        let paid = [("2026-11-23T01:00:00Z", "20"), ("2026-11-23T02:00:00Z", "30")];
+        let paid = [
+            ("2026-11-23T01:00:00Z", "20"),
+            ("2026-11-23T02:00:00Z", "30"),
+        ];
         assert_eq!(told(&risen, &paid), spent("3", "0"));
         // Some was paid back.
         let paid = [("2026-11-23T00:00:00Z", "-5")];

@@ -194,9 +194,6 @@ mod tests {
         let ask = Ask::get("https://example.com", "/bill?limit=7");
         let second = next_page(&ask, "page", "a b/=");
         assert_eq!(second.path, "/bill?limit=7&page=a%20b%2F%3D");
-        assert_eq!(
-            next_page(&second, "page", "c").path,
-            "/bill?limit=7&page=c"
-        );
+        assert_eq!(next_page(&second, "page", "c").path, "/bill?limit=7&page=c");
     }
 }

@@ -6,6 +6,8 @@
 //! no startup parameter that a pooler would not know. Sources: the Postgres manual's appendix A
 //! (error codes), pgbouncer.org/features.html.
 
+mod reconciliations;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
