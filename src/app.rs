@@ -21,6 +21,7 @@ use crate::exporter::balances::{self, Balances, Filter, SyncLine};
 use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
+use crate::exporter::reconcile::{self, Reconciler};
 use crate::exporter::schedule::{Schedule, Task};
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
@@ -122,6 +123,7 @@ impl App {
                 if !config.accounts.is_empty() {
                     let own = Arc::new(read_balances(config, &store, &metrics)?);
                     tasks.extend(balance_tasks(config, &own));
+                    tasks.push(reconcile_task(config, &store, &metrics)?);
                     syncing = Some(sync_action(own));
                 }
                 Some(Schedule::start(tasks, &metrics)?)
@@ -382,7 +384,6 @@ pub fn read_balances(
     store: &Store,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Balances> {
-    let holder = format!("{}/{}", instance().instance, clock::new_id().simple());
     Ok(Balances::new(balances::Parts {
         accounts: config.accounts.clone(),
         providers: config.providers.clone(),
@@ -391,7 +392,7 @@ pub fn read_balances(
         metrics: metrics.clone(),
         cron: config.schedule.balances.clone(),
         timeout: config.schedule.timeout,
-        holder,
+        holder: holder(),
         pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
     }))
 }
@@ -427,6 +428,36 @@ fn balance_tasks(config: &Config, balances: &Arc<Balances>) -> [Task; 2] {
         ),
         task("balance_watch", BALANCE_WATCH_CRON, Duration::from_secs(5)),
     ]
+}
+
+/// Holding bills against what was metered by the clock.
+fn reconcile_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Task> {
+    let reconciler = Arc::new(Reconciler::new(reconcile::Parts {
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        fetcher: fetcher(config)?,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        config: config.reconcile.clone(),
+        timeout: config.schedule.timeout,
+        holder: holder(),
+        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+    }));
+    Ok(Task {
+        name: "reconcile",
+        cron: config.schedule.reconcile.clone(),
+        jitter: config.schedule.jitter,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let reconciler = reconciler.clone();
+            Box::pin(async move { reconciler.run().await })
+        }),
+    })
+}
+
+/// What this process is called in leases.
+fn holder() -> String {
+    format!("{}/{}", instance().instance, clock::new_id().simple())
 }
 
 /// `POST /-/sync`: as `taffrail sync`, with `?provider=` and `?account=`.

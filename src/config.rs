@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::exporter::housekeeping::Retention;
-use crate::exporter::schedule;
+use crate::exporter::{reconcile, schedule};
 use crate::proxy::{self, AttributionConfig, MeterConfig, Providers, jobs};
 use crate::{admin, journal, metrics, store, telemetry};
 
@@ -62,6 +62,8 @@ pub struct Config {
     /// When periodic work runs. Where an expression names days of the month and days of the week,
     /// a day must be both.
     pub schedule: schedule::Config,
+    /// How providers' bills are held against what was metered.
+    pub reconcile: reconcile::Config,
     /// Asynchronous jobs: predictions, queued images, videos, background responses.
     pub jobs: jobs::Config,
     /// How long rows are kept.

@@ -449,6 +449,12 @@ impl Layers {
             return;
         }
         for (index, account) in config.accounts.iter_mut().enumerate() {
+            if let Some(path) = account.admin_key_file.clone() {
+                let key = KeyPath::new(["accounts", &index.to_string(), "admin_key"]);
+                if let Some(text) = self.read_secret(&key, &path, problems) {
+                    account.admin_key = Some(Secret::new(text));
+                }
+            }
             if let Some(path) = account.api_key_file.clone() {
                 let key = KeyPath::new(["accounts", &index.to_string(), "api_key"]);
                 if let Some(text) = self.read_secret(&key, &path, problems) {

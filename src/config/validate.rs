@@ -9,10 +9,12 @@ use std::time::Duration;
 use chrono::DateTime;
 use croner::parser::{CronParser, Seconds, Year};
 use http::header::{self, HeaderName};
+use rust_decimal::Decimal;
 
 use super::load::read_secret_file;
 use super::{Account, Config, KeyPath, Role};
 use crate::balance;
+use crate::bill;
 use crate::metrics::labels::{
     ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
 };
@@ -52,6 +54,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     rules.providers(&config.providers);
     rules.accounts(config);
     rules.schedule(config);
+    rules.reconcile(config);
     rules.jobs(config);
     rules.retention(config);
     rules.files(config);
@@ -423,6 +426,7 @@ impl Rules {
         let expressions = [
             ("balances", &config.schedule.balances),
             ("prices", &config.schedule.prices),
+            ("reconcile", &config.schedule.reconcile),
             ("housekeeping", &config.schedule.housekeeping),
         ];
         // As the scheduler reads them: where both days are given, both must match.
@@ -462,6 +466,31 @@ impl Rules {
             ("call_timeout", config.schedule.call_timeout),
         ] {
             self.not_zero(KeyPath::new(["schedule", name]), duration);
+        }
+    }
+
+    fn reconcile(&mut self, config: &Config) {
+        let days = config.reconcile.days;
+        if !(1..=bill::DAYS_MAX).contains(&days) {
+            self.add(
+                KeyPath::new(["reconcile", "days"]),
+                format!("{days} days cannot be asked for at once"),
+                format!("1 to {}", bill::DAYS_MAX),
+            );
+        }
+        for (index, account) in config.accounts.iter().enumerate() {
+            let table = KeyPath::new(["accounts", &index.to_string()]);
+            if account.usd_rate.is_some_and(|rate| rate <= Decimal::ZERO) {
+                let accepted = "the US dollars for one of the balance's currency, more than 0";
+                self.add(table.join("usd_rate"), "not more than 0", accepted);
+            }
+            let is_fingerprint =
+                |text: &str| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if !account.fingerprints().all(is_fingerprint) {
+                // The text may be a key that was meant to be told by its fingerprint.
+                let accepted = "16 hex digits each, with spaces between, as `taffrail usage --by key` shows them";
+                self.add(table.join("key_fingerprints"), "not fingerprints", accepted);
+            }
         }
     }
 

@@ -10,5 +10,6 @@ pub mod balances;
 pub mod fetch;
 pub mod housekeeping;
 pub mod jobs;
+pub mod reconcile;
 pub mod schedule;
 mod standing;

@@ -556,6 +556,42 @@ pub const ACCOUNT_STATE: Descriptor = family(
     "1 for the state that an account is in, by its balance and by what its traffic shows; absent while nothing is known",
 );
 
+/// What providers billed.
+pub const PROVIDER_SPEND: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_provider_spend_usd",
+    &["provider", "account", "window"],
+    "What a provider says an account spent in the last closed UTC days; absent while a day of them is unknown",
+);
+
+/// What nobody metered.
+pub const UNMETERED_SPEND: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_unmetered_spend_usd",
+    &["provider", "account", "window"],
+    "The provider's bill less what the metered requests cost in the same days, negative if they cost more; absent while unknown",
+);
+
+/// The age of bills.
+pub const RECONCILED_UNTIL: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_reconciled_until_timestamp_seconds",
+    &["provider", "account"],
+    "The end of the last UTC day whose bill is known, which the windows end with",
+);
+
+/// Readings of bills.
+pub const BILL_READS: Descriptor = family(
+    Counter,
+    Balances,
+    "taffrail_bill_reads_total",
+    &["provider", "account", "result"],
+    "Attempts to read the bill of an account, by how they ended",
+);
+
 /// Size of the price book.
 pub const PRICE_MODELS: Descriptor = family(
     Gauge,
@@ -730,6 +766,10 @@ pub const ALL: &[&Descriptor] = &[
     &BALANCE_SYNCS,
     &BALANCE_SYNC_DURATION,
     &ACCOUNT_STATE,
+    &PROVIDER_SPEND,
+    &UNMETERED_SPEND,
+    &RECONCILED_UNTIL,
+    &BILL_READS,
     &PRICE_MODELS,
     &PRICE_LAST_SUCCESS,
     &PRICE_REFRESHES,

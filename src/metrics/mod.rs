@@ -12,6 +12,7 @@
 //! formats, [`process`] the numbers of the process.
 
 mod accounts;
+mod bills;
 pub mod catalogue;
 pub mod exposition;
 mod families;
@@ -38,6 +39,7 @@ use rust_decimal::prelude::ToPrimitive;
 use tokio::time::Instant;
 
 pub use self::accounts::AccountView;
+pub use self::bills::BillView;
 use self::exposition::Format;
 use self::families::{Families, GaugeF64, LabelledFamily};
 use self::labels::{ATTRIBUTION_LABELS_MAX, Names, OTHER, Slot, UNKNOWN, clean};
@@ -46,7 +48,7 @@ use self::series::{Budget, Handles, Key, Series, SeriesMap};
 use self::values::ExactCounter;
 pub use self::vocabulary::{
     AccountState, HandshakeFault, JournalFault, Level, Limit, Listener, Phase, ProxyError, Reason,
-    Rewrite, RunResult, Stage, SyncResult,
+    Rewrite, RunResult, SpendWindow, Stage, SyncResult,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;

@@ -1,5 +1,7 @@
 //! The label values that are known in advance, where no other part of Taffrail has them.
 
+use crate::ask::FaultClass;
+
 /// A set of label values known in advance, with the name of each.
 macro_rules! label_values {
     ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
@@ -172,6 +174,42 @@ label_values! {
         Timeout = "timeout",
         /// Anything else.
         Error = "error",
+    }
+}
+
+impl SyncResult {
+    /// How it ended by the class of its fault.
+    pub const fn of(class: FaultClass) -> SyncResult {
+        match class {
+            FaultClass::Auth => SyncResult::Auth,
+            FaultClass::RateLimited => SyncResult::RateLimited,
+            FaultClass::Timeout => SyncResult::Timeout,
+            FaultClass::Unsupported => SyncResult::Unsupported,
+            FaultClass::Error => SyncResult::Error,
+        }
+    }
+}
+
+label_values! {
+    /// How many of the last closed UTC days.
+    SpendWindow {
+        /// One.
+        Day = "1d",
+        /// Seven.
+        Week = "7d",
+        /// Thirty.
+        Month = "30d",
+    }
+}
+
+impl SpendWindow {
+    /// How many days.
+    pub const fn days(self) -> u64 {
+        match self {
+            SpendWindow::Day => 1,
+            SpendWindow::Week => 7,
+            SpendWindow::Month => 30,
+        }
     }
 }
 

@@ -24,9 +24,9 @@ use taffrail::fault::{Outcome, OutcomeClass};
 use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
-    AccountState, AccountView, Config, HandshakeFault, JournalFault, JournalReading, Level, Limit,
-    Listener, Metrics, Phase, ProxyError, Reason, Rewrite, RunResult, Stage, SyncResult, labels,
-    process,
+    AccountState, AccountView, BillView, Config, HandshakeFault, JournalFault, JournalReading,
+    Level, Limit, Listener, Metrics, Phase, ProxyError, Reason, Rewrite, RunResult, SpendWindow,
+    Stage, SyncResult, labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -230,6 +230,17 @@ fn touched() -> Metrics {
         state: Some(AccountState::Ok),
     };
     metrics.account_view("fal", "prod", &AccountView::default(), &view);
+    metrics.bills("fal", "prod");
+    metrics.bill_read("fal", "prod", SyncResult::Ok);
+    let bills = BillView {
+        until: Some(then),
+        windows: vec![(
+            SpendWindow::Day,
+            Some(Decimal::new(125, 1)),
+            Some(Decimal::new(25, 1)),
+        )],
+    };
+    metrics.bill_view("fal", "prod", &bills);
     metrics.schedule_task("prices");
     metrics.schedule_run("prices", RunResult::Ok, then);
     metrics.meter_panic();
@@ -1212,6 +1223,10 @@ fn label_values(label: &str) -> String {
         "currency" => {
             "a currency (ISO 4217) or the provider's own unit, such as `credits`".to_owned()
         }
+        "window" => format!(
+            "{}: so many of the last closed UTC days",
+            words(SpendWindow::ALL.iter().map(|window| window.as_str()))
+        ),
         "state" => words(AccountState::ALL.iter().map(|state| state.as_str())),
         "level" => words(Level::ALL.iter().map(|level| level.as_str())),
         "kind" => format!(

@@ -38,6 +38,7 @@ mod postgres_tls;
 mod predictions;
 mod prices;
 mod providers;
+mod reconcile;
 mod relay;
 mod report;
 mod rewrite;
