@@ -17,8 +17,11 @@ use crate::admin;
 use crate::caller::Instance;
 use crate::clock;
 use crate::config::{Config, Role};
+use crate::exporter::balances::{self, Balances, Filter, SyncLine};
+use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
+use crate::exporter::reconcile::{self, Reconciler};
 use crate::exporter::schedule::{Schedule, Task};
 use crate::injector::Injector;
 use crate::journal::disk::LocalDisk;
@@ -42,6 +45,9 @@ const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
 
 /// When jobs whose processes are gone are looked for: every minute.
 const OVERDUE_JOBS_CRON: &str = "30 * * * * *";
+
+/// When it is looked whether a balance is due, and what others have read: every minute.
+const BALANCE_WATCH_CRON: &str = "20 * * * * *";
 
 /// A running server.
 pub struct App {
@@ -116,9 +122,16 @@ impl App {
                 &store,
             )?),
         };
+        let mut syncing = None;
         let schedule = match config.role {
             Role::All | Role::Exporter => {
-                let tasks = tasks(config, &store, &prices, &metrics);
+                let mut tasks = tasks(config, &store, &prices, &metrics);
+                if !config.accounts.is_empty() {
+                    let own = Arc::new(read_balances(config, &store, &metrics)?);
+                    tasks.extend(balance_tasks(config, &own));
+                    tasks.push(reconcile_task(config, &store, &metrics)?);
+                    syncing = Some(sync_action(own));
+                }
                 Some(Schedule::start(tasks, &metrics)?)
             }
             Role::Sidecar | Role::Injector => None,
@@ -140,7 +153,7 @@ impl App {
             metrics: metrics.clone(),
             ready: ready.clone(),
             info: info(config, traffic.as_ref(), &store),
-            sync: None,
+            sync: syncing,
             reload: None,
             token_file: config.admin.token_file.clone(),
         };
@@ -365,16 +378,21 @@ fn tasks(
     let housekeeping = Task {
         name: "housekeeping",
         cron: config.schedule.housekeeping.clone(),
+        jitter: config.schedule.jitter,
+        timeout: None,
         run: Box::new(move || {
             let (store, retention) = (of_house.clone(), retention.clone());
             Box::pin(async move { Ok(keep_house(&store, &retention).await?) })
         }),
     };
+    let jitter = config.schedule.jitter;
     let (store, config) = (store.clone(), Arc::new(config.jobs.clone()));
     let (prices, metrics) = (prices.clone(), metrics.clone());
     let overdue_jobs = Task {
         name: "overdue_jobs",
         cron: OVERDUE_JOBS_CRON.to_owned(),
+        jitter,
+        timeout: None,
         run: Box::new(move || {
             let (store, config) = (store.clone(), config.clone());
             let (prices, metrics) = (prices.clone(), metrics.clone());
@@ -382,6 +400,124 @@ fn tasks(
         }),
     };
     vec![housekeeping, overdue_jobs]
+}
+
+/// What reads balances.
+///
+/// # Errors
+/// When the certificates of `proxy.upstream_ca_file` cannot be read.
+pub fn read_balances(
+    config: &Config,
+    store: &Store,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Balances> {
+    Ok(Balances::new(balances::Parts {
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        fetcher: fetcher(config)?,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        cron: config.schedule.balances.clone(),
+        timeout: config.schedule.timeout,
+        holder: holder(),
+        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+    }))
+}
+
+/// The sender of calls to billing and price APIs.
+fn fetcher(config: &Config) -> anyhow::Result<Fetcher> {
+    let tls = tls_config(config.proxy.upstream_ca_file.as_deref())
+        .context("cannot use proxy.upstream_ca_file")?;
+    Fetcher::new(&tls, config.schedule.call_timeout)
+}
+
+/// Reading balances by the clock. What is due is read at its moment; a look every minute shows
+/// what others have read, and finds what is still due when whoever was at it is gone.
+fn balance_tasks(config: &Config, balances: &Arc<Balances>) -> [Task; 2] {
+    let task = |name, cron: &str, jitter| {
+        let balances = balances.clone();
+        Task {
+            name,
+            cron: cron.to_owned(),
+            jitter,
+            timeout: Some(config.schedule.timeout),
+            run: Box::new(move || {
+                let balances = balances.clone();
+                Box::pin(async move { balances.run().await })
+            }),
+        }
+    };
+    [
+        task(
+            "balances",
+            &config.schedule.balances,
+            config.schedule.jitter,
+        ),
+        task("balance_watch", BALANCE_WATCH_CRON, Duration::from_secs(5)),
+    ]
+}
+
+/// Holding bills against what was metered by the clock.
+fn reconcile_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Task> {
+    let reconciler = Arc::new(Reconciler::new(reconcile::Parts {
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        fetcher: fetcher(config)?,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        config: config.reconcile.clone(),
+        timeout: config.schedule.timeout,
+        holder: holder(),
+        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+    }));
+    Ok(Task {
+        name: "reconcile",
+        cron: config.schedule.reconcile.clone(),
+        jitter: config.schedule.jitter,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let reconciler = reconciler.clone();
+            Box::pin(async move { reconciler.run().await })
+        }),
+    })
+}
+
+/// What this process is called in leases.
+fn holder() -> String {
+    format!("{}/{}", instance().instance, clock::new_id().simple())
+}
+
+/// `POST /-/sync`: as `taffrail sync`, with `?provider=` and `?account=`.
+fn sync_action(balances: Arc<Balances>) -> admin::Action {
+    Arc::new(move |query| {
+        let balances = balances.clone();
+        Box::pin(async move {
+            let filter = filter(query.as_deref().unwrap_or_default());
+            let readings = balances.sync(&filter).await;
+            let lines: Vec<SyncLine<'_>> = readings.iter().map(SyncLine::of).collect();
+            let failed = readings
+                .iter()
+                .filter(|it| balances::is_failure(it))
+                .count();
+            admin::ActionResult {
+                succeeded: failed == 0,
+                body: serde_json::json!({ "accounts": lines, "failed": failed }),
+            }
+        })
+    })
+}
+
+/// The accounts that a query means.
+fn filter(query: &str) -> Filter {
+    let value = |name: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let (_, value) = pairs.find(|(own, _)| *own == name)?;
+        Some(value.to_owned())
+    };
+    Filter {
+        provider: value("provider"),
+        account: value("account"),
+    }
 }
 
 /// What applications that insist on https are shown.

@@ -16,17 +16,18 @@ mod load;
 mod reference;
 mod validate;
 
-use std::fmt;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::exporter::housekeeping::Retention;
-use crate::exporter::schedule;
+use crate::exporter::{reconcile, schedule};
 use crate::proxy::{self, AttributionConfig, MeterConfig, Providers, jobs};
 use crate::{admin, injector, journal, metrics, store, telemetry};
 
+pub use crate::exporter::account::{Account, TopUp};
+pub use crate::secret::{REDACTED, Secret};
 pub use load::{
     CONFIG_VARIABLE, DEFAULT_FILE, ENV_PREFIX, KeyPath, Loaded, Origin, Problem, Problems, Sources,
     load,
@@ -62,6 +63,8 @@ pub struct Config {
     /// When periodic work runs. Where an expression names days of the month and days of the week,
     /// a day must be both.
     pub schedule: schedule::Config,
+    /// How providers' bills are held against what was metered.
+    pub reconcile: reconcile::Config,
     /// Asynchronous jobs: predictions, queued images, videos, background responses.
     pub jobs: jobs::Config,
     /// How long rows are kept.
@@ -78,18 +81,11 @@ impl Config {
     /// The keys that say something, and that nothing in this version acts on: a user is to be
     /// told so.
     pub fn without_effect(&self) -> Vec<&'static str> {
-        let has_billing_url = self.providers.values().any(|it| it.billing_url.is_some());
-        let (schedule, default) = (&self.schedule, schedule::Config::default());
-        [
-            ("admin.token_file", self.admin.token_file.is_some()),
-            ("providers.*.billing_url", has_billing_url),
-            ("accounts", !self.accounts.is_empty()),
-            ("schedule.balances", schedule.balances != default.balances),
-            ("schedule.prices", schedule.prices != default.prices),
-        ]
-        .into_iter()
-        .filter_map(|(key, is_set)| is_set.then_some(key))
-        .collect()
+        let default = schedule::Config::default();
+        [("schedule.prices", self.schedule.prices != default.prices)]
+            .into_iter()
+            .filter_map(|(key, is_set)| is_set.then_some(key))
+            .collect()
     }
 }
 
@@ -132,58 +128,10 @@ impl Role {
     }
 }
 
-/// An account whose balance is read.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Account {
-    /// The provider's name. Required.
-    pub provider: String,
-    /// The account's name, as the `account` label. Required, and unique for the provider.
-    pub name: String,
-    /// The key that the balance is read with. Prefer `api_key_file`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub api_key: Option<Secret>,
-    /// A file that holds the key.
-    pub api_key_file: Option<PathBuf>,
-}
-
 /// Prices beyond the embedded catalogue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Prices {
     /// A file of prices that take precedence over the catalogue: negotiated rates, own models.
     pub overlay_file: Option<PathBuf>,
-}
-
-/// A text that is shown nowhere.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-/// What is shown in place of a secret.
-pub const REDACTED: &str = "[redacted]";
-
-impl Secret {
-    /// Wraps a secret text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, for the one request that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(REDACTED)
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(REDACTED)
-    }
 }

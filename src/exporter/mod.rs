@@ -5,6 +5,11 @@
 //! configuration; how a run ended is a metric and a line in the log, never an error of somebody
 //! else. Nothing here may hold up the drain.
 
+pub mod account;
+pub mod balances;
+pub mod fetch;
 pub mod housekeeping;
 pub mod jobs;
+pub mod reconcile;
 pub mod schedule;
+mod standing;

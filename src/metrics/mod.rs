@@ -11,6 +11,8 @@
 //! by stage, [`exposition`] the
 //! formats, [`process`] the numbers of the process.
 
+mod accounts;
+mod bills;
 pub mod catalogue;
 pub mod exposition;
 mod families;
@@ -36,6 +38,8 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 use tokio::time::Instant;
 
+pub use self::accounts::AccountView;
+pub use self::bills::BillView;
 use self::exposition::Format;
 use self::families::{Families, GaugeF64, LabelledFamily};
 use self::labels::{ATTRIBUTION_LABELS_MAX, Names, OTHER, Slot, UNKNOWN, clean};
@@ -43,8 +47,8 @@ use self::records::Records;
 use self::series::{Budget, Handles, Key, Series, SeriesMap};
 use self::values::ExactCounter;
 pub use self::vocabulary::{
-    HandshakeFault, JobLimit, JournalFault, Limit, Listener, Phase, ProxyError, Reason,
-    ReviewResult, Rewrite, RunResult, Stage,
+    AccountState, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener, Phase,
+    ProxyError, Reason, ReviewResult, Rewrite, RunResult, SpendWindow, Stage, SyncResult,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;

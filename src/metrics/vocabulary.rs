@@ -1,5 +1,7 @@
 //! The label values that are known in advance, where no other part of Taffrail has them.
 
+use crate::ask::FaultClass;
+
 /// A set of label values known in advance, with the name of each.
 macro_rules! label_values {
     ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
@@ -190,6 +192,84 @@ label_values! {
         Open = "open",
         /// Ends of others' jobs that the store has not taken yet.
         Ends = "ends",
+    }
+}
+
+label_values! {
+    /// How reading a balance ended.
+    SyncResult {
+        /// There is a balance.
+        Ok = "ok",
+        /// The key is wrong, or not of the kind that is needed.
+        Auth = "auth",
+        /// The provider tells no balance.
+        Unsupported = "unsupported",
+        /// The provider wants to be asked less often.
+        RateLimited = "rate_limited",
+        /// There was no answer in time.
+        Timeout = "timeout",
+        /// Anything else.
+        Error = "error",
+    }
+}
+
+impl SyncResult {
+    /// How it ended by the class of its fault.
+    pub const fn of(class: FaultClass) -> SyncResult {
+        match class {
+            FaultClass::Auth => SyncResult::Auth,
+            FaultClass::RateLimited => SyncResult::RateLimited,
+            FaultClass::Timeout => SyncResult::Timeout,
+            FaultClass::Unsupported => SyncResult::Unsupported,
+            FaultClass::Error => SyncResult::Error,
+        }
+    }
+}
+
+label_values! {
+    /// How many of the last closed UTC days.
+    SpendWindow {
+        /// One.
+        Day = "1d",
+        /// Seven.
+        Week = "7d",
+        /// Thirty.
+        Month = "30d",
+    }
+}
+
+impl SpendWindow {
+    /// How many days.
+    pub const fn days(self) -> u64 {
+        match self {
+            SpendWindow::Day => 1,
+            SpendWindow::Week => 7,
+            SpendWindow::Month => 30,
+        }
+    }
+}
+
+label_values! {
+    /// What can be expected of an account.
+    AccountState {
+        /// It can be used.
+        Ok = "ok",
+        /// It has nothing left.
+        Exhausted = "exhausted",
+        /// The provider has locked it.
+        Locked = "locked",
+        /// The provider slows it down.
+        Throttled = "throttled",
+    }
+}
+
+label_values! {
+    /// How urgent it is that a balance is low.
+    Level {
+        /// Somebody is to look.
+        Warning = "warning",
+        /// Somebody is to be woken.
+        Critical = "critical",
     }
 }
 

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 const GROUPS: [(&str, &[&str]); 10] = [
     (
         "vocabulary",
-        &["caller", "fault", "money", "record", "usage"],
+        &[
+            "ask", "caller", "fault", "money", "record", "secret", "usage",
+        ],
     ),
     ("wire", &["wire"]),
     ("provider", &["provider"]),
-    ("price", &["price"]),
+    ("price", &["balance", "bill", "price"]),
     (
         "records",
         &["clock", "journal", "ledger", "metrics", "store"],

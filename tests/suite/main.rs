@@ -12,6 +12,8 @@
 
 mod admin;
 mod backfill;
+mod balances;
+mod bills;
 mod chart;
 mod chat_jobs;
 mod check;
@@ -39,6 +41,7 @@ mod postgres_tls;
 mod predictions;
 mod prices;
 mod providers;
+mod reconcile;
 mod relay;
 mod report;
 mod rewrite;
