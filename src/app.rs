@@ -20,6 +20,7 @@ use crate::config::{Config, Role};
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
 use crate::exporter::schedule::{Schedule, Task};
+use crate::exporter::spend::show_spend;
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
@@ -41,6 +42,9 @@ const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
 
 /// When jobs whose processes are gone are looked for: every minute.
 const OVERDUE_JOBS_CRON: &str = "30 * * * * *";
+
+/// When what was spent is read anew: four times a minute, as often as it is scraped.
+const SPEND_CRON: &str = "5/15 * * * * *";
 
 /// A running server.
 pub struct App {
@@ -343,6 +347,15 @@ fn tasks(
             Box::pin(async move { Ok(keep_house(&store, &retention).await?) })
         }),
     };
+    let (of_spend, shown) = (store.clone(), metrics.clone());
+    let spend = Task {
+        name: "spend",
+        cron: SPEND_CRON.to_owned(),
+        run: Box::new(move || {
+            let (store, metrics) = (of_spend.clone(), shown.clone());
+            Box::pin(async move { Ok(show_spend(&store, &metrics).await?) })
+        }),
+    };
     let (store, config) = (store.clone(), Arc::new(config.jobs.clone()));
     let (prices, metrics) = (prices.clone(), metrics.clone());
     let overdue_jobs = Task {
@@ -354,7 +367,7 @@ fn tasks(
             Box::pin(async move { Ok(record_overdue(&store, &config, &prices, &metrics).await?) })
         }),
     };
-    vec![housekeeping, overdue_jobs]
+    vec![housekeeping, overdue_jobs, spend]
 }
 
 /// What applications that insist on https are shown.

@@ -43,6 +43,7 @@ mod schedule;
 mod scopes;
 mod sdk;
 mod server;
+mod spend;
 mod store;
 mod support;
 mod tls;
