@@ -11,6 +11,7 @@
 )]
 
 mod admin;
+mod alerts;
 mod backfill;
 mod chat_jobs;
 mod check;
