@@ -175,7 +175,8 @@ fn every_expression_names_metrics_labels_and_values_that_exist() {
 
 #[test]
 fn every_alert_has_its_words_its_runbook_and_its_tests() {
-    let tests = ["money", "traffic", "taffrail"].map(|group| read(&format!("tests/{group}.yaml")));
+    let tests =
+        ["money", "traffic", "taffrail", "days"].map(|group| read(&format!("tests/{group}.yaml")));
     let tests = tests.concat();
     let mut pages = BTreeSet::new();
     for alert in rules("alerts.yaml") {
@@ -224,19 +225,20 @@ fn every_alert_has_its_words_its_runbook_and_its_tests() {
 #[test]
 fn promtool_is_content_with_the_rules_and_their_tests() {
     for arguments in [
-        [
+        &[
             "check",
             "rules",
             "rules.yaml",
             "alerts.yaml",
             "budgets.yaml",
-        ],
-        [
+        ][..],
+        &[
             "test",
             "rules",
             "tests/money.yaml",
             "tests/traffic.yaml",
             "tests/taffrail.yaml",
+            "tests/days.yaml",
         ],
     ] {
         let promtool = Command::new("promtool")
