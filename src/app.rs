@@ -23,6 +23,7 @@ use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
 use crate::exporter::reconcile::{self, Reconciler};
 use crate::exporter::schedule::{Schedule, Task};
+use crate::exporter::spend::show_spend;
 use crate::injector::Injector;
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
@@ -48,6 +49,8 @@ const OVERDUE_JOBS_CRON: &str = "30 * * * * *";
 
 /// When it is looked whether a balance is due, and what others have read: every minute.
 const BALANCE_WATCH_CRON: &str = "20 * * * * *";
+/// When what was spent is read anew: four times a minute, as often as it is scraped.
+const SPEND_CRON: &str = "5/15 * * * * *";
 
 /// A running server.
 pub struct App {
@@ -386,6 +389,17 @@ fn tasks(
         }),
     };
     let jitter = config.schedule.jitter;
+    let (of_spend, shown) = (store.clone(), metrics.clone());
+    let spend = Task {
+        name: "spend",
+        cron: SPEND_CRON.to_owned(),
+        jitter: Duration::ZERO,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let (store, metrics) = (of_spend.clone(), shown.clone());
+            Box::pin(async move { Ok(show_spend(&store, &metrics).await?) })
+        }),
+    };
     let (store, config) = (store.clone(), Arc::new(config.jobs.clone()));
     let (prices, metrics) = (prices.clone(), metrics.clone());
     let overdue_jobs = Task {
@@ -399,7 +413,7 @@ fn tasks(
             Box::pin(async move { Ok(record_overdue(&store, &config, &prices, &metrics).await?) })
         }),
     };
-    vec![housekeeping, overdue_jobs]
+    vec![housekeeping, overdue_jobs, spend]
 }
 
 /// What reads balances.

@@ -376,6 +376,16 @@ pub const COST: Descriptor = family(
 )
 .attributed();
 
+/// Money spent, as the store has it.
+pub const SPEND: Descriptor = family(
+    Gauge,
+    Usage,
+    "taffrail_spend_usd",
+    &["provider", "model", "window"],
+    "US dollars spent since the start of the UTC day or month, by all processes, as the store has it",
+)
+.attributed();
+
 /// Requests without a known cost.
 pub const UNPRICED_REQUESTS: Descriptor = family(
     Counter,
@@ -812,6 +822,7 @@ pub const ALL: &[&Descriptor] = &[
     &TOKENS,
     &UNITS,
     &COST,
+    &SPEND,
     &UNPRICED_REQUESTS,
     &METERED_RESPONSES,
     &RECORDS,

@@ -52,6 +52,7 @@ const RESERVED: &[&str] = &[
     "type",
     "unit",
     "version",
+    "window",
 ];
 
 /// Why a name cannot be an attribution label.

@@ -8,7 +8,7 @@
 //! bound that bites (`taffrail_series_limited_total`). No key, URL, prompt or id is a label.
 //!
 //! [`labels`] has the bounds on values, `series` the handles and the budget, `records` the books
-//! by stage, [`exposition`] the
+//! by stage, `spend` what the store says was spent, [`exposition`] the
 //! formats, [`process`] the numbers of the process.
 
 mod accounts;
@@ -20,6 +20,7 @@ pub mod labels;
 pub mod process;
 mod records;
 mod series;
+mod spend;
 mod values;
 mod vocabulary;
 
@@ -45,10 +46,11 @@ use self::families::{Families, GaugeF64, LabelledFamily};
 use self::labels::{ATTRIBUTION_LABELS_MAX, Names, OTHER, Slot, UNKNOWN, clean};
 use self::records::Records;
 use self::series::{Budget, Handles, Key, Series, SeriesMap};
+pub use self::spend::Spend;
 use self::values::ExactCounter;
 pub use self::vocabulary::{
     AccountState, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener, Phase,
-    ProxyError, Reason, ReviewResult, Rewrite, RunResult, SpendWindow, Stage, SyncResult,
+    ProxyError, Reason, ReviewResult, Rewrite, RunResult, SpendWindow, Stage, SyncResult, Window,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;
@@ -67,6 +69,9 @@ pub struct Config {
     /// How many samples the label combinations that traffic brings may make together, where a
     /// histogram makes one for each of its buckets; further combinations are counted as `other`.
     pub series: usize,
+    /// How many combinations of provider, model and attribution `taffrail_spend_usd` shows of a
+    /// window, the dearest first; what the others cost is added up as `other`.
+    pub spend_groups: usize,
     /// How long a rate limit that a provider stated is shown without being stated anew.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -79,6 +84,7 @@ impl Default for Config {
             models_per_provider: 200,
             attribution_values: 100,
             series: 10_000,
+            spend_groups: 1_000,
             ratelimit_expiry: Duration::from_secs(600),
         }
     }
@@ -136,6 +142,7 @@ pub struct Metrics {
     other_provider: OnceLock<ProviderMetrics>,
     families: Families,
     records: Records,
+    spend_shown: spend::Shown,
     journal: OnceLock<JournalWatch>,
     /// Held by the one scrape that is rendered.
     rendering: Mutex<()>,
@@ -301,6 +308,7 @@ impl Metrics {
                 .collect(),
             other_provider: OnceLock::new(),
             records: Records::new(),
+            spend_shown: spend::Shown::default(),
             journal: OnceLock::new(),
             rendering: Mutex::default(),
             limited: Handles::new(Limit::ALL.len()),

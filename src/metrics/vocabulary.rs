@@ -6,7 +6,7 @@ use crate::ask::FaultClass;
 macro_rules! label_values {
     ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $type { $($(#[$doc])* $variant),+ }
 
         impl $type {
@@ -82,6 +82,16 @@ label_values! {
         Padding = "padding",
         /// The URLs of a job were pointed at the proxy.
         JobUrls = "job_urls",
+    }
+}
+
+label_values! {
+    /// A span of time that spend is summed over, up to now, in UTC.
+    Window {
+        /// Since midnight.
+        Day = "day",
+        /// Since the first of the month.
+        Month = "month",
     }
 }
 
@@ -284,5 +294,7 @@ label_values! {
         AttributionValues = "attribution_values",
         /// [`super::Config::series`].
         Series = "series",
+        /// [`super::Config::spend_groups`].
+        SpendGroups = "spend_groups",
     }
 }

@@ -26,7 +26,7 @@ use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
     AccountState, AccountView, BillView, Config, HandshakeFault, JobLimit, JournalFault,
     JournalReading, Level, Limit, Listener, Metrics, Phase, ProxyError, Reason, ReviewResult,
-    Rewrite, RunResult, SpendWindow, Stage, SyncResult, labels, process,
+    Rewrite, RunResult, Spend, SpendWindow, Stage, SyncResult, Window, labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -218,6 +218,7 @@ fn touched() -> Metrics {
     metrics.store_up(true);
     metrics.store_batch(Duration::from_millis(12));
     metrics.store_retry();
+    metrics.spend(vec![spend(Window::Day, "gpt-4o-mini", "1.25")]);
     metrics.price_models("openai", "embedded", 60);
     let then = DateTime::from_timestamp(1_700_000_000, 500_000_000).unwrap();
     metrics.price_refresh("openrouter", "models_api", RunResult::Ok, then);
@@ -252,6 +253,16 @@ fn touched() -> Metrics {
     metrics.injector_certificate_expiry(then);
     metrics.meter_panic();
     metrics
+}
+
+fn spend(window: Window, model: &str, usd: &str) -> Spend {
+    Spend {
+        window,
+        provider: "openai".to_owned(),
+        model: Some(model.to_owned()),
+        attribution: vec![Some("search".to_owned())],
+        usd: usd.parse().unwrap(),
+    }
 }
 
 fn limit(kind: &'static str, limit: Option<u64>, remaining: Option<u64>) -> RateLimit {
@@ -855,7 +866,7 @@ fn every_limit_on_label_values_bites_and_counts() {
             )]
         })
         .collect();
-    assert_eq!(limited, [1.0, 2.0, 1.0, 0.0], "{:?}", Limit::ALL);
+    assert_eq!(limited, [1.0, 2.0, 1.0, 0.0, 0.0], "{:?}", Limit::ALL);
 }
 
 #[test]
@@ -1129,7 +1140,8 @@ scraper's `Accept` header prefers; without a preference it is text 0.0.4. All th
   their first value, which `rate()` and `increase()` do not see as a rise. For exact totals use the rows.
 - Money is summed exactly, to 28 significant digits, and becomes a float only when it is exposed. A negative cost (a refund) is left
   out, because a counter that falls looks like a restart.
-- Counters start at 0 with the process, and no series ever goes away but those of rate limits that have expired.
+- Counters start at 0 with the process, and no series ever goes away but those of rate limits that have expired and of spend
+  whose day or month is over.
 
 † For looking into trouble; not part of the stable contract, may change in any release.
 ";
@@ -1146,7 +1158,9 @@ const GROUPS: &[(Group, &str, &str)] = &[
         Group::Usage,
         "Usage and cost",
         "Token types are disjoint: `input` is what no other type covers, so a sum over types never counts a token twice. Cache writes of \
-         all lifetimes are one type here; the rows tell them apart.",
+         all lifetimes are one type here; the rows tell them apart. `taffrail_spend_usd` is read from the store by the exporter: it knows what \
+         pods spent that Prometheus saw once or never. Several exporters of one store say the same: take `max`, then `sum`. It falls back when \
+         its window begins anew, and when rows are costed anew.",
     ),
     (
         Group::Records,
@@ -1239,7 +1253,8 @@ fn label_values(label: &str) -> String {
             "a currency (ISO 4217) or the provider's own unit, such as `credits`".to_owned()
         }
         "window" => format!(
-            "{}: so many of the last closed UTC days",
+            "of spend {}; of bills {}: so many of the last closed UTC days",
+            words(Window::ALL.iter().map(|window| window.as_str())),
             words(SpendWindow::ALL.iter().map(|window| window.as_str()))
         ),
         "state" => words(AccountState::ALL.iter().map(|state| state.as_str())),
@@ -1304,6 +1319,12 @@ fn limits(out: &mut String) {
             "`metrics.series`",
             config.series.to_string(),
             "`limit=\"series\"`; model and attribution of a new combination become `other`",
+        ),
+        (
+            "groups of `taffrail_spend_usd`",
+            "`metrics.spend_groups`",
+            config.spend_groups.to_string(),
+            "`limit=\"spend_groups\"`; the dearest keep series of their own",
         ),
         (
             "providers",
@@ -1433,6 +1454,57 @@ fn a_scrape_shows_the_books_at_the_moment_of_the_journal() {
             "taffrail_journal_pending_records 4",
         ]
     );
+}
+
+/// The series of what was spent, as they are scraped.
+fn spend_lines(metrics: &Metrics) -> Vec<String> {
+    let text = text(metrics, Format::Text);
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with("taffrail_spend_usd{"));
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn each_reading_of_spend_replaces_the_one_before() {
+    let metrics = metrics(&Config::default());
+    metrics.spend(vec![
+        spend(Window::Day, "a", "0.5"),
+        spend(Window::Month, "a", "7.25"),
+        spend(Window::Month, "b", "1"),
+    ]);
+    metrics.spend(vec![
+        spend(Window::Month, "a", "7.5"),
+        spend(Window::Month, "", "2"),
+    ]);
+    assert_eq!(
+        spend_lines(&metrics),
+        [
+            r#"taffrail_spend_usd{provider="openai",model="a",window="month",team="search"} 7.5"#,
+            r#"taffrail_spend_usd{provider="openai",model="unknown",window="month",team="search"} 2"#,
+        ]
+    );
+}
+
+#[test]
+fn the_dearest_groups_have_series_of_their_own_and_the_sum_stays_right() {
+    let metrics = metrics(&Config {
+        spend_groups: 2,
+        ..Config::default()
+    });
+    let groups = [("a", "1"), ("b", "4"), ("c", "2"), ("d", "0.5")];
+    let groups = groups.map(|(model, usd)| spend(Window::Day, model, usd));
+    metrics.spend(groups.to_vec());
+    assert_eq!(
+        spend_lines(&metrics),
+        [
+            r#"taffrail_spend_usd{provider="openai",model="b",window="day",team="search"} 4"#,
+            r#"taffrail_spend_usd{provider="openai",model="c",window="day",team="search"} 2"#,
+            r#"taffrail_spend_usd{provider="openai",model="other",window="day",team="other"} 1.5"#,
+        ]
+    );
+    let limited = samples(&metrics)[r#"taffrail_series_limited_total{limit="spend_groups"}"#];
+    assert_eq!(limited, 2.0);
 }
 
 #[test]

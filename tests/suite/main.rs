@@ -11,6 +11,7 @@
 )]
 
 mod admin;
+mod alerts;
 mod backfill;
 mod balances;
 mod bills;
@@ -49,6 +50,7 @@ mod schedule;
 mod scopes;
 mod sdk;
 mod server;
+mod spend;
 mod store;
 mod support;
 mod tls;
