@@ -18,6 +18,7 @@ need setpriv util-linux
 need promtool prometheus
 need prometheus prometheus
 need strace strace
+need buildah buildah
 need python3 python3
 if [ "${1:-}" = bench ]; then
     [ -x /usr/sbin/nginx ] || need nginx nginx-light
@@ -75,6 +76,20 @@ if [ "$(cat "$modules/stamp" 2>/dev/null || true)" != "$wanted" ] && [ -x "$venv
         printf '%s\n' "$wanted" >"$modules/stamp"
     else
         echo "cannot install the SDKs for Node; their tests are skipped, or fail with CI=1" >&2
+    fi
+fi
+
+# What lints, renders and validates the chart and the image, in an environment of its own.
+venv=target/chart-venv
+wanted=$(cat tests/chart/requirements.txt)
+if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
+    echo "installing the tools for the chart"
+    rm -rf "$venv"
+    if python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check \
+        --requirement tests/chart/requirements.txt; then
+        printf '%s\n' "$wanted" >"$venv/stamp"
+    else
+        echo "cannot install the tools for the chart; its tests are skipped, or fail with CI=1" >&2
     fi
 fi
 

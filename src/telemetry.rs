@@ -9,8 +9,10 @@ use std::panic::PanicHookInfo;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
 
 /// Taffrail's own log, on standard error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -55,8 +57,8 @@ pub enum Error {
 }
 
 /// Reads `log.level`.
-pub fn parse_level(level: &str) -> Result<EnvFilter, Error> {
-    EnvFilter::builder().parse(level).map_err(Error::Level)
+pub fn parse_level(level: &str) -> Result<Targets, Error> {
+    level.parse().map_err(Error::Level)
 }
 
 /// Sends the process's log to standard error, and reports panics through it. Once per process.
@@ -80,8 +82,7 @@ fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(parse_level(&config.level)?)
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(writer)
         .with_ansi(is_terminal);
     let format = config.format.unwrap_or(if is_terminal {
@@ -89,17 +90,19 @@ where
     } else {
         Format::Json
     });
-    Ok(match format {
-        Format::Text => Box::new(builder.finish()),
-        Format::Json => Box::new(
-            builder
-                .with_ansi(false)
-                .json()
-                .flatten_event(true)
-                .with_span_list(false)
-                .finish(),
-        ),
-    })
+    let layer = match format {
+        Format::Text => layer.boxed(),
+        Format::Json => layer
+            .with_ansi(false)
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .boxed(),
+    };
+    let level = parse_level(&config.level)?;
+    Ok(Box::new(
+        tracing_subscriber::registry().with(layer).with(level),
+    ))
 }
 
 /// Logs a panic as an error with its place.
