@@ -17,9 +17,14 @@ use crate::admin;
 use crate::caller::Instance;
 use crate::clock;
 use crate::config::{Config, Role};
+use crate::exporter::balances::{self, Balances, Filter, SyncLine};
+use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
+use crate::exporter::reconcile::{self, Reconciler};
 use crate::exporter::schedule::{Schedule, Task};
+use crate::exporter::spend::show_spend;
+use crate::injector::Injector;
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
@@ -42,10 +47,16 @@ const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
 /// When jobs whose processes are gone are looked for: every minute.
 const OVERDUE_JOBS_CRON: &str = "30 * * * * *";
 
+/// When it is looked whether a balance is due, and what others have read: every minute.
+const BALANCE_WATCH_CRON: &str = "20 * * * * *";
+/// When what was spent is read anew: four times a minute, as often as it is scraped.
+const SPEND_CRON: &str = "5/15 * * * * *";
+
 /// A running server.
 pub struct App {
     traffic: Option<Traffic>,
     schedule: Option<Schedule>,
+    injector: Option<Injector>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
     store: Store,
@@ -78,9 +89,13 @@ impl App {
         metrics.on_scrape(Box::new(|metrics| metrics.process(&process::read())));
         // The ports come first: that another process runs is the likeliest trouble, and then its
         // journal is not this one's to touch.
-        let proxy_listener = match config.role {
-            Role::All | Role::Sidecar => Some(bind(config.proxy.listen, "proxy.listen")?),
-            Role::Exporter => None,
+        let proxy_listener = match config.role.relays_traffic() {
+            true => Some(bind(config.proxy.listen, "proxy.listen")?),
+            false => None,
+        };
+        let injector_listener = match config.role {
+            Role::Injector => Some(bind(config.injector.listen, "injector.listen")?),
+            Role::All | Role::Sidecar | Role::Exporter => None,
         };
         let tls_listener = match config.proxy.tls_listen {
             Some(address) if proxy_listener.is_some() => Some(bind(address, "proxy.tls_listen")?),
@@ -110,20 +125,38 @@ impl App {
                 &store,
             )?),
         };
+        let mut syncing = None;
         let schedule = match config.role {
             Role::All | Role::Exporter => {
-                let tasks = tasks(config, &store, &prices, &metrics);
+                let mut tasks = tasks(config, &store, &prices, &metrics);
+                if !config.accounts.is_empty() {
+                    let own = Arc::new(read_balances(config, &store, &metrics)?);
+                    tasks.extend(balance_tasks(config, &own));
+                    tasks.push(reconcile_task(config, &store, &metrics)?);
+                    syncing = Some(sync_action(own));
+                }
                 Some(Schedule::start(tasks, &metrics)?)
             }
-            Role::Sidecar => None,
+            Role::Sidecar | Role::Injector => None,
         };
-        let ready = Arc::new(AtomicBool::new(true));
+        // An injector is ready with its certificate, everything else once it listens.
+        let ready = Arc::new(AtomicBool::new(injector_listener.is_none()));
+        let injector = match injector_listener {
+            None => None,
+            Some(listener) => {
+                metrics.injector();
+                let namespace = instance().namespace.map(|name| name.to_string());
+                let (config, ready) = (&config.injector, &ready);
+                let injector = Injector::start(config, listener, namespace, ready, &metrics);
+                Some(injector.context("cannot start the injector")?)
+            }
+        };
         let serving_admin = CancellationToken::new();
         let state = admin::State {
             metrics: metrics.clone(),
             ready: ready.clone(),
             info: info(config, traffic.as_ref(), &store),
-            sync: None,
+            sync: syncing,
             reload: None,
             token_file: config.admin.token_file.clone(),
         };
@@ -133,6 +166,7 @@ impl App {
         Ok(App {
             traffic,
             schedule,
+            injector,
             admin_address,
             ready,
             store,
@@ -152,6 +186,11 @@ impl App {
         self.traffic
             .as_ref()
             .and_then(|traffic| traffic.proxy.tls_address())
+    }
+
+    /// The injector's address, if this role has one.
+    pub fn injector_address(&self) -> Option<SocketAddr> {
+        self.injector.as_ref().map(Injector::address)
     }
 
     /// The admin listener's address.
@@ -191,6 +230,10 @@ impl App {
     async fn wind_down(self, hurried: &CancellationToken) -> anyhow::Result<()> {
         if let Some(schedule) = self.schedule {
             schedule.stop().await;
+        }
+        if let Some(injector) = self.injector {
+            self.ready.store(false, Ordering::Relaxed);
+            injector.stop(hurried.cancelled()).await;
         }
         let stopped = match self.traffic {
             Some(traffic) => traffic.stop(&self.store, hurried, &self.ready).await,
@@ -338,9 +381,23 @@ fn tasks(
     let housekeeping = Task {
         name: "housekeeping",
         cron: config.schedule.housekeeping.clone(),
+        jitter: config.schedule.jitter,
+        timeout: None,
         run: Box::new(move || {
             let (store, retention) = (of_house.clone(), retention.clone());
             Box::pin(async move { Ok(keep_house(&store, &retention).await?) })
+        }),
+    };
+    let jitter = config.schedule.jitter;
+    let (of_spend, shown) = (store.clone(), metrics.clone());
+    let spend = Task {
+        name: "spend",
+        cron: SPEND_CRON.to_owned(),
+        jitter: Duration::ZERO,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let (store, metrics) = (of_spend.clone(), shown.clone());
+            Box::pin(async move { Ok(show_spend(&store, &metrics).await?) })
         }),
     };
     let (store, config) = (store.clone(), Arc::new(config.jobs.clone()));
@@ -348,13 +405,133 @@ fn tasks(
     let overdue_jobs = Task {
         name: "overdue_jobs",
         cron: OVERDUE_JOBS_CRON.to_owned(),
+        jitter,
+        timeout: None,
         run: Box::new(move || {
             let (store, config) = (store.clone(), config.clone());
             let (prices, metrics) = (prices.clone(), metrics.clone());
             Box::pin(async move { Ok(record_overdue(&store, &config, &prices, &metrics).await?) })
         }),
     };
-    vec![housekeeping, overdue_jobs]
+    vec![housekeeping, overdue_jobs, spend]
+}
+
+/// What reads balances.
+///
+/// # Errors
+/// When the certificates of `proxy.upstream_ca_file` cannot be read.
+pub fn read_balances(
+    config: &Config,
+    store: &Store,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Balances> {
+    Ok(Balances::new(balances::Parts {
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        fetcher: fetcher(config)?,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        cron: config.schedule.balances.clone(),
+        timeout: config.schedule.timeout,
+        holder: holder(),
+        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+    }))
+}
+
+/// The sender of calls to billing and price APIs.
+fn fetcher(config: &Config) -> anyhow::Result<Fetcher> {
+    let tls = tls_config(config.proxy.upstream_ca_file.as_deref())
+        .context("cannot use proxy.upstream_ca_file")?;
+    Fetcher::new(&tls, config.schedule.call_timeout)
+}
+
+/// Reading balances by the clock. What is due is read at its moment; a look every minute shows
+/// what others have read, and finds what is still due when whoever was at it is gone.
+fn balance_tasks(config: &Config, balances: &Arc<Balances>) -> [Task; 2] {
+    let task = |name, cron: &str, jitter| {
+        let balances = balances.clone();
+        Task {
+            name,
+            cron: cron.to_owned(),
+            jitter,
+            timeout: Some(config.schedule.timeout),
+            run: Box::new(move || {
+                let balances = balances.clone();
+                Box::pin(async move { balances.run().await })
+            }),
+        }
+    };
+    [
+        task(
+            "balances",
+            &config.schedule.balances,
+            config.schedule.jitter,
+        ),
+        task("balance_watch", BALANCE_WATCH_CRON, Duration::from_secs(5)),
+    ]
+}
+
+/// Holding bills against what was metered by the clock.
+fn reconcile_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Task> {
+    let reconciler = Arc::new(Reconciler::new(reconcile::Parts {
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        fetcher: fetcher(config)?,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        config: config.reconcile.clone(),
+        timeout: config.schedule.timeout,
+        holder: holder(),
+        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+    }));
+    Ok(Task {
+        name: "reconcile",
+        cron: config.schedule.reconcile.clone(),
+        jitter: config.schedule.jitter,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let reconciler = reconciler.clone();
+            Box::pin(async move { reconciler.run().await })
+        }),
+    })
+}
+
+/// What this process is called in leases.
+fn holder() -> String {
+    format!("{}/{}", instance().instance, clock::new_id().simple())
+}
+
+/// `POST /-/sync`: as `taffrail sync`, with `?provider=` and `?account=`.
+fn sync_action(balances: Arc<Balances>) -> admin::Action {
+    Arc::new(move |query| {
+        let balances = balances.clone();
+        Box::pin(async move {
+            let filter = filter(query.as_deref().unwrap_or_default());
+            let readings = balances.sync(&filter).await;
+            let lines: Vec<SyncLine<'_>> = readings.iter().map(SyncLine::of).collect();
+            let failed = readings
+                .iter()
+                .filter(|it| balances::is_failure(it))
+                .count();
+            admin::ActionResult {
+                succeeded: failed == 0,
+                body: serde_json::json!({ "accounts": lines, "failed": failed }),
+            }
+        })
+    })
+}
+
+/// The accounts that a query means.
+fn filter(query: &str) -> Filter {
+    let value = |name: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let (_, value) = pairs.find(|(own, _)| *own == name)?;
+        Some(value.to_owned())
+    };
+    Filter {
+        provider: value("provider"),
+        account: value("account"),
+    }
 }
 
 /// What applications that insist on https are shown.
@@ -595,12 +772,12 @@ fn store_observer(metrics: &Arc<Metrics>) -> crate::store::drain::Observer {
 
 /// The lines of the landing page.
 fn info(config: &Config, traffic: Option<&Traffic>, store: &Store) -> admin::Info {
-    let role = format!("{:?}", config.role).to_lowercase();
+    let role = config.role.as_str();
     let store = store.description();
     let traffic = traffic.map(|traffic| (traffic.proxy.address(), traffic.journal.clone()));
     Arc::new(move || {
         let mut lines = vec![
-            ("role".to_owned(), role.clone()),
+            ("role".to_owned(), role.to_owned()),
             ("store".to_owned(), store.clone()),
         ];
         if let Some((proxy, journal)) = &traffic {

@@ -19,7 +19,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::ask::FaultClass;
 use crate::config::{Config, Role};
+use crate::exporter::balances::{self, Trial};
+use crate::exporter::fetch::Fetcher;
 use crate::provider;
 use crate::proxy::{self, ERROR_HEADER, tls_config};
 use crate::store::{self, Store, StoreError};
@@ -99,8 +102,9 @@ pub async fn check(config: &Config) -> Vec<Item> {
         detail: "has no effect in this version".to_owned(),
     }));
     items.push(Item::of("admin.listen", admin_port(config).await));
-    if config.role == Role::Exporter {
-        let detail = "the role is exporter, which relays no traffic".to_owned();
+    if !config.role.relays_traffic() {
+        let role = config.role.as_str();
+        let detail = format!("the role is {role}, which relays no traffic");
         let tls = config.proxy.tls_listen.map(|_| "proxy.tls_listen");
         for name in ["proxy.listen", "journal.dir", "upstreams"]
             .into_iter()
@@ -123,11 +127,67 @@ pub async fn check(config: &Config) -> Vec<Item> {
         }
         items.push(Item::of("journal.dir", journal_dir(&config.journal.dir)));
     }
-    items.push(Item::of("store.url", store(&config.store).await));
-    if config.role != Role::Exporter {
+    items.push(match config.role {
+        Role::Injector => Item {
+            status: Status::Skip,
+            name: "store.url".to_owned(),
+            detail: "the role is injector, which keeps no rows".to_owned(),
+        },
+        _ => Item::of("store.url", store(&config.store).await),
+    });
+    if config.role.relays_traffic() {
         items.extend(upstreams(config).await);
     }
+    if config.role != Role::Sidecar {
+        items.extend(balances(config).await);
+    }
     items
+}
+
+/// The billing API of every account, with its key.
+async fn balances(config: &Config) -> Vec<Item> {
+    let sender = tls_config(config.proxy.upstream_ca_file.as_deref())
+        .map_err(anyhow::Error::from)
+        .and_then(|tls| Fetcher::new(&tls, config.schedule.call_timeout));
+    let fetcher = match sender {
+        Ok(fetcher) => fetcher,
+        Err(error) => return vec![Item::of("accounts", Err(error.to_string()))],
+    };
+    let trials = balances::try_out(&config.accounts, &config.providers, &fetcher).await;
+    let item = |Trial {
+                    provider,
+                    account,
+                    found,
+                }| {
+        let (status, detail) = match found {
+            Ok(balance) => (Status::Ok, balance),
+            Err(fault) if fault.class == FaultClass::Unsupported => (Status::Skip, fault.detail),
+            Err(fault) => (
+                Status::Fail,
+                format!("{}; {}", fault.detail, mend(fault.class)),
+            ),
+        };
+        Item {
+            status,
+            name: format!("balance {provider}/{account}"),
+            detail,
+        }
+    };
+    trials.into_iter().map(item).collect()
+}
+
+/// What to do about a billing API that tells no balance.
+fn mend(class: FaultClass) -> &'static str {
+    match class {
+        FaultClass::Auth => {
+            "put such a key into api_key_file; docs/balances.md says where to get it"
+        }
+        FaultClass::RateLimited => "try again later, or ask less often in schedule.balances",
+        FaultClass::Timeout => "check egress rules, or raise schedule.call_timeout",
+        FaultClass::Unsupported | FaultClass::Error => {
+            "check the account's keys in [[accounts]], providers.*.billing_url and egress rules"
+        }
+    }
 }
 
 /// Asks the admin listener of this machine whether the server is healthy.

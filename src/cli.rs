@@ -55,6 +55,12 @@ pub enum Command {
     Usage(Usage),
     /// Show the detailed rows, newest first.
     Logs(Logs),
+    /// Show the balances that were read last.
+    Balances(Balances),
+    /// Read the balances of accounts now, once.
+    Sync(Sync),
+    /// Show what providers billed against what was metered.
+    Reconcile(Reconcile),
     /// Look into the price book.
     #[command(subcommand)]
     Prices(Prices),
@@ -62,7 +68,7 @@ pub enum Command {
     Migrate(Migrate),
     /// Make the sums of days anew from their rows.
     Backfill(Backfill),
-    /// Try out the configuration: ports, journal, store and upstreams.
+    /// Try out the configuration: ports, journal, store, upstreams and accounts.
     Check(Check),
     /// Print the certificate of the local authority, for SDKs that insist on https.
     Ca(Ca),
@@ -79,6 +85,7 @@ Examples:
   taffrail run                        everything, for one machine
   taffrail run --role sidecar         beside an application: proxy, meter, journal, drain
   taffrail run --role exporter        once per fleet: balances, prices, retention
+  taffrail run --role injector        in Kubernetes: puts the sidecar into pods
 
 Point an SDK at the proxy:
   OPENAI_BASE_URL=http://127.0.0.1:4800/openai/v1
@@ -171,6 +178,77 @@ pub struct Logs {
     pub format: Format,
 }
 
+/// `taffrail balances`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+From the store, which the exporter keeps them in; asks no provider. Exit code 1 if the last reading
+of an account failed; its balance is then the one before, with its age.
+
+Examples:
+  taffrail balances
+  taffrail balances --provider openrouter
+  taffrail balances --format json | jq -r 'select(.balance != null) | .balance'")]
+pub struct Balances {
+    /// Only accounts of this provider.
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Only accounts of this name.
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+    /// How to print them.
+    #[arg(long, default_value_t, value_parser = format_parser())]
+    pub format: Format,
+}
+
+/// `taffrail sync`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Asks the billing API of each account, prints what came of it, and keeps it in the store. One that
+fails does not stop the others; exit code 1 if any failed. A server that runs shows what was read
+within a minute. Over HTTP: POST /-/sync of the admin listener.
+
+Examples:
+  taffrail sync
+  taffrail sync --provider fal --account prod
+  taffrail sync --format json")]
+pub struct Sync {
+    /// Only accounts of this provider.
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Only accounts of this name.
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+    /// How to print it.
+    #[arg(long, default_value_t, value_parser = format_parser())]
+    pub format: Format,
+}
+
+/// `taffrail reconcile`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+From the store, which the exporter keeps the bills of closed UTC days in; asks no provider. For each
+account the bill, what was metered, what was not, and what that may come from, with what to do next.
+docs/reconciliation.md has what each provider tells.
+
+Examples:
+  taffrail reconcile
+  taffrail reconcile --since 30d --provider openrouter
+  taffrail reconcile --format json | jq 'select(.unmetered_share > 0.05)'")]
+pub struct Reconcile {
+    /// How far back: a duration (7d, 30d), a date or a timestamp. Whole UTC days count.
+    #[arg(long, value_name = "WHEN", default_value = "8d")]
+    pub since: Since,
+    /// Only accounts of this provider.
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Only accounts of this name.
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+    /// How to print it.
+    #[arg(long, default_value_t, value_parser = format_parser())]
+    pub format: Format,
+}
+
 /// `taffrail prices`.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Prices {
@@ -233,8 +311,8 @@ pub struct Backfill {
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(after_help = "\
 One line per item: ok, FAIL with what to do about it, or skip with the reason. Exit code 1 if an
-item failed, 2 if the configuration does not hold. Sends no request to a provider: upstreams are
-resolved and connected to, with TLS.
+item failed, 2 if the configuration does not hold. Upstreams are resolved and connected to, with TLS,
+and sent nothing; of accounts the billing APIs are asked, with the configured keys.
 
 Examples:
   taffrail check

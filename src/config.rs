@@ -16,17 +16,18 @@ mod load;
 mod reference;
 mod validate;
 
-use std::fmt;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::exporter::housekeeping::Retention;
-use crate::exporter::schedule;
+use crate::exporter::{reconcile, schedule};
 use crate::proxy::{self, AttributionConfig, MeterConfig, Providers, jobs};
-use crate::{admin, journal, metrics, store, telemetry};
+use crate::{admin, injector, journal, metrics, store, telemetry};
 
+pub use crate::exporter::account::{Account, TopUp};
+pub use crate::secret::{REDACTED, Secret};
 pub use load::{
     CONFIG_VARIABLE, DEFAULT_FILE, ENV_PREFIX, KeyPath, Loaded, Origin, Problem, Problems, Sources,
     load,
@@ -38,7 +39,8 @@ pub use reference::{json_schema, markdown};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// What this process does: everything on one machine, only the proxy beside an application,
-    /// or only the exporter, which does once for a fleet what runs by the clock.
+    /// only the exporter, which does once for a fleet what runs by the clock, or only the injector,
+    /// which puts the sidecar into pods of Kubernetes.
     pub role: Role,
     /// The proxy that applications talk to.
     pub proxy: proxy::Config,
@@ -61,10 +63,14 @@ pub struct Config {
     /// When periodic work runs. Where an expression names days of the month and days of the week,
     /// a day must be both.
     pub schedule: schedule::Config,
+    /// How providers' bills are held against what was metered.
+    pub reconcile: reconcile::Config,
     /// Asynchronous jobs: predictions, queued images, videos, background responses.
     pub jobs: jobs::Config,
     /// How long rows are kept.
     pub retention: Retention,
+    /// The injector of the sidecar in Kubernetes.
+    pub injector: injector::Config,
     /// Prices beyond the embedded catalogue.
     pub prices: Prices,
     /// Taffrail's own log, on standard error.
@@ -75,18 +81,11 @@ impl Config {
     /// The keys that say something, and that nothing in this version acts on: a user is to be
     /// told so.
     pub fn without_effect(&self) -> Vec<&'static str> {
-        let has_billing_url = self.providers.values().any(|it| it.billing_url.is_some());
-        let (schedule, default) = (&self.schedule, schedule::Config::default());
-        [
-            ("admin.token_file", self.admin.token_file.is_some()),
-            ("providers.*.billing_url", has_billing_url),
-            ("accounts", !self.accounts.is_empty()),
-            ("schedule.balances", schedule.balances != default.balances),
-            ("schedule.prices", schedule.prices != default.prices),
-        ]
-        .into_iter()
-        .filter_map(|(key, is_set)| is_set.then_some(key))
-        .collect()
+        let default = schedule::Config::default();
+        [("schedule.prices", self.schedule.prices != default.prices)]
+            .into_iter()
+            .filter_map(|(key, is_set)| is_set.then_some(key))
+            .collect()
     }
 }
 
@@ -103,22 +102,30 @@ pub enum Role {
     Sidecar,
     /// Balances, prices, reconciliation, partitions and retention.
     Exporter,
+    /// Puts the sidecar into pods of Kubernetes.
+    Injector,
 }
 
-/// An account whose balance is read.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Account {
-    /// The provider's name. Required.
-    pub provider: String,
-    /// The account's name, as the `account` label. Required, and unique for the provider.
-    pub name: String,
-    /// The key that the balance is read with. Prefer `api_key_file`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub api_key: Option<Secret>,
-    /// A file that holds the key.
-    pub api_key_file: Option<PathBuf>,
+impl Role {
+    /// Its name in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Role::All => "all",
+            Role::Sidecar => "sidecar",
+            Role::Exporter => "exporter",
+            Role::Injector => "injector",
+        }
+    }
+
+    /// Whether it needs the keys of `accounts`.
+    pub fn reads_balances(self) -> bool {
+        matches!(self, Role::All | Role::Exporter)
+    }
+
+    /// Whether it relays traffic, and so has a journal.
+    pub fn relays_traffic(self) -> bool {
+        matches!(self, Role::All | Role::Sidecar)
+    }
 }
 
 /// Prices beyond the embedded catalogue.
@@ -127,36 +134,4 @@ pub struct Account {
 pub struct Prices {
     /// A file of prices that take precedence over the catalogue: negotiated rates, own models.
     pub overlay_file: Option<PathBuf>,
-}
-
-/// A text that is shown nowhere.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-/// What is shown in place of a secret.
-pub const REDACTED: &str = "[redacted]";
-
-impl Secret {
-    /// Wraps a secret text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, for the one request that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(REDACTED)
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(REDACTED)
-    }
 }

@@ -2,14 +2,17 @@
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use chrono::Days;
 use taffrail::app::{self, App};
 use taffrail::cli::{self, Command, ConfigFormat};
 use taffrail::config::{self, Config, Loaded, Role, Sources};
+use taffrail::exporter::balances::Filter;
 use taffrail::journal::DEAD_LETTER_FILE;
-use taffrail::store::Store;
+use taffrail::metrics::Metrics;
+use taffrail::store::{BalanceReading, Store};
 use taffrail::{backfill, check, clock, demo, report, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -80,6 +83,9 @@ async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
         }
         Command::Usage(usage) => print_usage(&load(None)?.config, usage).await,
         Command::Logs(logs) => print_logs(&load(None)?.config, logs).await,
+        Command::Balances(options) => print_balances(&load(None)?.config, options).await,
+        Command::Sync(options) => sync(&load(None)?.config, options).await,
+        Command::Reconcile(options) => print_bills(&load(None)?.config, options).await,
         Command::Prices(cli::Prices::List(list)) => print_prices(&load(None)?.config, &list),
         Command::Migrate(_) => migrate(&load(None)?.config).await,
         Command::Backfill(days) => make_sums(&load(None)?.config, &days).await,
@@ -125,6 +131,7 @@ async fn serve(config: &Config) -> anyhow::Result<u8> {
     tracing::info!(
         proxy = app.proxy_address().map(|address| address.to_string()),
         proxy_tls = app.proxy_tls_address().map(|address| address.to_string()),
+        injector = app.injector_address().map(|address| address.to_string()),
         admin = %app.admin_address(),
         store = app.store().description(),
         version = env!("CARGO_PKG_VERSION"),
@@ -200,6 +207,70 @@ async fn print_logs(config: &Config, logs: cli::Logs) -> anyhow::Result<u8> {
     report::logs(&store, &request, &mut out).await?;
     store.close().await;
     Ok(cli::EXIT_OK)
+}
+
+async fn print_balances(config: &Config, options: cli::Balances) -> anyhow::Result<u8> {
+    let store = Store::open_read_only(&config.store).await?;
+    let filter = Filter {
+        provider: options.provider,
+        account: options.account,
+    };
+    let mut readings = store.latest_balances().await?;
+    store.close().await;
+    readings.retain(|it| filter.takes(&it.provider, &it.account));
+    write_balances(&readings, options.format)
+}
+
+async fn print_bills(config: &Config, options: cli::Reconcile) -> anyhow::Result<u8> {
+    let store = Store::open_read_only(&config.store).await?;
+    let now = clock::wall();
+    let filter = Filter {
+        provider: options.provider,
+        account: options.account,
+    };
+    let since = options.since.resolve(now).date_naive();
+    let mut rows = store.reconciliations(since).await?;
+    store.close().await;
+    rows.retain(|it| filter.takes(&it.provider, &it.account));
+    let width = report::terminal_width();
+    let mut out = io::stdout().lock();
+    report::reconcile(&rows, options.format, width, now, &mut out)?;
+    Ok(cli::EXIT_OK)
+}
+
+async fn sync(config: &Config, options: cli::Sync) -> anyhow::Result<u8> {
+    let filter = Filter {
+        provider: options.provider,
+        account: options.account,
+    };
+    let mut accounts = config.accounts.iter();
+    if !accounts.any(|it| filter.takes(&it.provider, &it.name)) {
+        anyhow::bail!("no such account is configured: see [[accounts]] in docs/configuration.md");
+    }
+    let store = Store::lazy(&config.store)?;
+    let metrics = Arc::new(Metrics::new(&config.metrics, &[], &[]));
+    let balances = app::read_balances(config, &store, &metrics)?;
+    let readings = balances.sync(&filter).await;
+    store.close().await;
+    if balances.unkept() > 0 {
+        writeln!(
+            io::stderr(),
+            "taffrail: the store did not take what was read; `taffrail check` says why"
+        )?;
+    }
+    write_balances(&readings, options.format)
+}
+
+/// Prints readings; the exit code tells whether the last of an account failed.
+fn write_balances(readings: &[BalanceReading], format: report::Format) -> anyhow::Result<u8> {
+    let width = report::terminal_width();
+    let mut out = io::stdout().lock();
+    let failed = report::balances(readings, format, width, clock::wall(), &mut out)?;
+    Ok(if failed == 0 {
+        cli::EXIT_OK
+    } else {
+        cli::EXIT_FAILED
+    })
 }
 
 async fn migrate(config: &Config) -> anyhow::Result<u8> {

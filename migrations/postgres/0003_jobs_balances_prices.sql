@@ -28,27 +28,46 @@ comment on column taffrail.api_jobs.end_half is 'What the process that saw its e
 comment on column taffrail.api_jobs.recorded_at is 'When its row was made; null while the job is open.';
 comment on column taffrail.api_jobs.updated_at is 'When a half, or the row, last arrived.';
 
--- The slot is the reading's scheduled time: its uniqueness makes a doubled sync harmless.
+-- The slot is the reading's scheduled time: its uniqueness makes a doubled sync harmless. A reading
+-- has a row for each currency, the first of them part 0, and a failed one has part 0 alone.
 create table taffrail.api_provider_balances (
     provider               text        not null,
     account                text        not null,
-    kind                   text        not null,
     slot                   timestamptz not null,
+    part                   smallint    not null default 0,
     read_at                timestamptz not null,
     result                 text        not null,
+    kind                   text,
     currency               text,
     balance                numeric,
-    primary key (provider, account, kind, slot)
+    detail                 text,
+    raw                    json,
+    primary key (provider, account, slot, part)
 );
-comment on table taffrail.api_provider_balances is 'One row per account, kind and reading. A failed reading has a result and no balance.';
+create index api_provider_balances_read_at on taffrail.api_provider_balances (read_at);
+comment on table taffrail.api_provider_balances is 'One row per account, reading and currency. A failed reading has a result and no balance.';
 comment on column taffrail.api_provider_balances.provider is 'The provider''s name.';
 comment on column taffrail.api_provider_balances.account is 'The account''s name in the configuration.';
-comment on column taffrail.api_provider_balances.kind is 'prepaid, key_limit or ledger.';
-comment on column taffrail.api_provider_balances.slot is 'The scheduled time of the reading.';
+comment on column taffrail.api_provider_balances.slot is 'The scheduled time of the reading; its own time if it was asked for.';
+comment on column taffrail.api_provider_balances.part is 'Which currency of the reading, from 0.';
 comment on column taffrail.api_provider_balances.read_at is 'When it was read.';
 comment on column taffrail.api_provider_balances.result is 'ok, auth, unsupported, rate_limited, timeout or error.';
-comment on column taffrail.api_provider_balances.currency is 'The provider''s own currency.';
-comment on column taffrail.api_provider_balances.balance is 'In that currency; null is unknown.';
+comment on column taffrail.api_provider_balances.kind is 'prepaid, key_limit or ledger; null if there was no answer.';
+comment on column taffrail.api_provider_balances.currency is 'The provider''s own currency or unit.';
+comment on column taffrail.api_provider_balances.balance is 'In that currency; null is unknown or without limit.';
+comment on column taffrail.api_provider_balances.detail is 'What went wrong, in a line.';
+comment on column taffrail.api_provider_balances.raw is 'The provider''s answer, without anything that could be a key.';
+
+-- Who does alone what is to be done once for a fleet. Times are the database's.
+create table taffrail.leases (
+    name                   text        not null primary key,
+    holder                 text        not null,
+    expires_at             timestamptz not null
+);
+comment on table taffrail.leases is 'Who does alone what is to be done once for a fleet, and until when.';
+comment on column taffrail.leases.name is 'What is done.';
+comment on column taffrail.leases.holder is 'The process that does it.';
+comment on column taffrail.leases.expires_at is 'When another one may take it.';
 
 create table taffrail.price_versions (
     version                text        not null primary key,
@@ -63,3 +82,45 @@ comment on column taffrail.price_versions.source is 'embedded, a provider''s nam
 comment on column taffrail.price_versions.effective_from is 'From when its prices hold.';
 comment on column taffrail.price_versions.created_at is 'When it was made.';
 comment on column taffrail.price_versions.catalogue is 'The prices.';
+
+-- What a provider billed for a day against what was metered. A day that was read again has its last
+-- bill: vendors still change recent days.
+create table taffrail.api_reconciliations (
+    provider               text        not null,
+    account                text        not null,
+    day                    date        not null,
+    window_start           timestamptz not null,
+    window_end             timestamptz not null,
+    read_at                timestamptz not null,
+    result                 text        not null,
+    source                 text,
+    provider_spend_usd     numeric,
+    metered_usd            numeric,
+    unmetered_usd          numeric,
+    upstream_usd           numeric,
+    requests               bigint,
+    unpriced_requests      bigint,
+    metered_keys           integer,
+    unclaimed_keys         integer,
+    detail                 text,
+    primary key (provider, account, day)
+);
+create index api_reconciliations_day on taffrail.api_reconciliations (day);
+comment on table taffrail.api_reconciliations is 'One row per account and UTC day: the provider''s bill against what was metered.';
+comment on column taffrail.api_reconciliations.provider is 'The provider''s name.';
+comment on column taffrail.api_reconciliations.account is 'The account''s name in the configuration.';
+comment on column taffrail.api_reconciliations.day is 'The UTC day.';
+comment on column taffrail.api_reconciliations.window_start is 'From when the bill counts: midnight, or the balance reading next to it.';
+comment on column taffrail.api_reconciliations.window_end is 'To when the bill counts.';
+comment on column taffrail.api_reconciliations.read_at is 'When the bill was read.';
+comment on column taffrail.api_reconciliations.result is 'ok, auth, unsupported, rate_limited, timeout or error.';
+comment on column taffrail.api_reconciliations.source is 'Where the bill is from: the vendor''s name of its API, or balance.';
+comment on column taffrail.api_reconciliations.provider_spend_usd is 'What the provider says was spent, in US dollars; null is unknown.';
+comment on column taffrail.api_reconciliations.metered_usd is 'What the requests that were seen cost, without what another party bills; null is unknown.';
+comment on column taffrail.api_reconciliations.unmetered_usd is 'The bill less what was metered; negative if more was metered than billed.';
+comment on column taffrail.api_reconciliations.upstream_usd is 'What another party bills for the requests that were seen; no part of the others.';
+comment on column taffrail.api_reconciliations.requests is 'How many requests were seen.';
+comment on column taffrail.api_reconciliations.unpriced_requests is 'How many of them cost something unknown, and so are missing from metered_usd.';
+comment on column taffrail.api_reconciliations.metered_keys is 'How many keys made these requests.';
+comment on column taffrail.api_reconciliations.unclaimed_keys is 'How many further keys made requests to the provider that no account claims.';
+comment on column taffrail.api_reconciliations.detail is 'What is to be said of it, in a line; why it failed if it did.';

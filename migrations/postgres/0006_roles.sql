@@ -44,12 +44,18 @@ begin
             taffrail.record_usage(text),
             taffrail.overdue_jobs(interval, interval, integer),
             taffrail.drop_jobs(date, integer),
+            taffrail.record_balance(text),
+            taffrail.take_lease(text, text, interval),
+            taffrail.account_signals(interval),
+            taffrail.metered_spend(text, timestamptz, timestamptz),
+            taffrail.record_reconciliations(text),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
             taffrail.add_units(jsonb, jsonb)
         to taffrail_balance;
-        grant select, insert on taffrail.api_provider_balances, taffrail.price_versions to taffrail_balance;
+        grant select, insert on taffrail.price_versions to taffrail_balance;
+        grant select on taffrail.api_provider_balances, taffrail.api_reconciliations to taffrail_balance;
         grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
     end if;
     if to_regrole('taffrail_reader') is not null then
@@ -66,6 +72,7 @@ begin
             taffrail.api_usage_aggregates,
             taffrail.api_usage_buckets,
             taffrail.api_provider_balances,
+            taffrail.api_reconciliations,
             taffrail.price_versions
         to taffrail_reader;
     end if;
@@ -132,7 +139,8 @@ declare
     protected text;
 begin
     foreach protected in array array[
-        'api_usage_logs', 'api_usage_aggregates', 'api_jobs', 'api_provider_balances', 'price_versions'
+        'api_usage_logs', 'api_usage_aggregates', 'api_jobs', 'api_provider_balances',
+        'api_reconciliations', 'price_versions'
     ] loop
         execute format('alter table taffrail.%I enable row level security', protected);
         execute format('alter table taffrail.%I force row level security', protected);
@@ -145,8 +153,8 @@ create policy reader on taffrail.api_usage_logs for select
 create policy reader on taffrail.api_usage_aggregates for select
     using (not (select taffrail.is_scoped()) or taffrail.may_read(nullif(namespace, ''), attribution));
 create policy reader on taffrail.api_provider_balances for select using (not (select taffrail.is_scoped()));
+create policy reader on taffrail.api_reconciliations for select using (not (select taffrail.is_scoped()));
 create policy reader on taffrail.price_versions for select using (true);
-create policy writer on taffrail.api_provider_balances for insert with check (true);
 create policy writer on taffrail.price_versions for insert with check (true);
 
 call taffrail.set_up_roles();

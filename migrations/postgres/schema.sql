@@ -62,6 +62,37 @@ CREATE TYPE taffrail.incoming_usage AS (
 
 COMMENT ON TYPE taffrail.incoming_usage IS 'A row of api_usage_logs on its way in: raw_usage is still text.';
 
+CREATE FUNCTION taffrail.account_signals(lasting interval) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    select coalesce(json_agg(json_build_object(
+        'provider', provider,
+        'key_fingerprint', key_fingerprint,
+        'outcome', outcome,
+        'at', to_char(last_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+        'is_over', exists (
+            select from taffrail.api_usage_logs as later
+            where later.provider = refused.provider
+                and later.key_fingerprint is not distinct from refused.key_fingerprint
+                and later.outcome = 'ok'
+                and later.started_at > refused.last_at
+                and later.day >= (refused.last_at at time zone 'UTC')::date - 1
+        )
+    )), '[]')::text
+    from (
+        select provider, key_fingerprint, outcome, max(started_at) as last_at
+        from taffrail.api_usage_logs
+        where outcome in ('quota_exhausted', 'account_locked', 'rate_limited')
+            and outcome <> 'ok'
+            and started_at > now() - lasting
+            and day >= ((now() - lasting) at time zone 'UTC')::date - 1
+        group by provider, key_fingerprint, outcome
+    ) as refused
+$$;
+
+COMMENT ON FUNCTION taffrail.account_signals(lasting interval) IS 'What traffic shows of accounts: refusals for want of money, of locked accounts and of too many requests.';
+
 CREATE FUNCTION taffrail.add_units(a jsonb, b jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -327,6 +358,30 @@ $$;
 
 COMMENT ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) IS 'Whether a scope of the login that asks allows a row.';
 
+CREATE FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    select coalesce(json_agg(json_build_object(
+        'key_fingerprint', key_fingerprint,
+        'requests', requests,
+        'unpriced_requests', unpriced_requests,
+        'cost_usd', cost_usd::text,
+        'cost_upstream_usd', cost_upstream_usd::text
+    )), '[]')::text
+    from (
+        select key_fingerprint, count(*) as requests,
+            count(unpriced_reason) as unpriced_requests,
+            sum(cost_usd) as cost_usd, sum(cost_upstream_usd) as cost_upstream_usd
+        from taffrail.api_usage_logs
+        where provider = of_provider and started_at >= from_time and started_at < to_time
+            and day between (from_time at time zone 'UTC')::date - 1 and (to_time at time zone 'UTC')::date + 1
+        group by key_fingerprint
+    ) as keys
+$$;
+
+COMMENT ON FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) IS 'What requests to a provider cost within a window, by fingerprint of the key.';
+
 CREATE FUNCTION taffrail.outcome_class(outcome text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -359,6 +414,79 @@ CREATE FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_ma
 $$;
 
 COMMENT ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) IS 'The halves of jobs that have no row and wait in vain for the other half or an end.';
+
+CREATE FUNCTION taffrail.record_balance(reading text) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with told as (
+        select * from json_to_recordset(reading::json) as part (
+            provider text, account text, slot timestamptz, part smallint, read_at timestamptz,
+            result text, kind text, currency text, balance numeric, detail text, raw text
+        )
+    ), taken as (
+        insert into taffrail.api_provider_balances as known (
+            provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw
+        )
+        select provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw::json
+        from told
+        where part = 0
+        on conflict (provider, account, slot, part) do update set
+            read_at = excluded.read_at, result = excluded.result, kind = excluded.kind,
+            currency = excluded.currency, balance = excluded.balance, detail = excluded.detail,
+            raw = excluded.raw
+        where known.result <> 'ok' and excluded.result = 'ok'
+        returning 1
+    ), others as (
+        insert into taffrail.api_provider_balances (
+            provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw
+        )
+        select provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw::json
+        from told
+        where part > 0 and exists (select from taken)
+        on conflict (provider, account, slot, part) do nothing
+    )
+    select exists (select from taken)
+$$;
+
+COMMENT ON FUNCTION taffrail.record_balance(reading text) IS 'Takes in a reading of an account, once for its slot; returns whether it was taken.';
+
+CREATE FUNCTION taffrail.record_reconciliations(rows text) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with taken as (
+        insert into taffrail.api_reconciliations as known (
+            provider, account, day, window_start, window_end, read_at, result, source,
+            provider_spend_usd, metered_usd, unmetered_usd, upstream_usd, requests,
+            unpriced_requests, metered_keys, unclaimed_keys, detail
+        )
+        select provider, account, day, window_start, window_end, read_at, result, source,
+            provider_spend_usd, metered_usd, unmetered_usd, upstream_usd, requests,
+            unpriced_requests, metered_keys, unclaimed_keys, detail
+        from json_to_recordset(rows::json) as told (
+            provider text, account text, day date, window_start timestamptz,
+            window_end timestamptz, read_at timestamptz, result text, source text,
+            provider_spend_usd numeric, metered_usd numeric, unmetered_usd numeric,
+            upstream_usd numeric, requests bigint, unpriced_requests bigint,
+            metered_keys integer, unclaimed_keys integer, detail text
+        )
+        order by provider, account, day
+        on conflict (provider, account, day) do update set
+            window_start = excluded.window_start, window_end = excluded.window_end,
+            read_at = excluded.read_at, result = excluded.result, source = excluded.source,
+            provider_spend_usd = excluded.provider_spend_usd, metered_usd = excluded.metered_usd,
+            unmetered_usd = excluded.unmetered_usd, upstream_usd = excluded.upstream_usd,
+            requests = excluded.requests, unpriced_requests = excluded.unpriced_requests,
+            metered_keys = excluded.metered_keys, unclaimed_keys = excluded.unclaimed_keys,
+            detail = excluded.detail
+        where excluded.result = 'ok' or known.result <> 'ok'
+        returning 1
+    )
+    select count(*) from taken
+$$;
+
+COMMENT ON FUNCTION taffrail.record_reconciliations(rows text) IS 'Takes in bills against what was metered, one for each account and day; returns how many were taken.';
 
 CREATE FUNCTION taffrail.record_usage(batch text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -519,12 +647,18 @@ begin
             taffrail.record_usage(text),
             taffrail.overdue_jobs(interval, interval, integer),
             taffrail.drop_jobs(date, integer),
+            taffrail.record_balance(text),
+            taffrail.take_lease(text, text, interval),
+            taffrail.account_signals(interval),
+            taffrail.metered_spend(text, timestamptz, timestamptz),
+            taffrail.record_reconciliations(text),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
             taffrail.add_units(jsonb, jsonb)
         to taffrail_balance;
-        grant select, insert on taffrail.api_provider_balances, taffrail.price_versions to taffrail_balance;
+        grant select, insert on taffrail.price_versions to taffrail_balance;
+        grant select on taffrail.api_provider_balances, taffrail.api_reconciliations to taffrail_balance;
         grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
     end if;
     if to_regrole('taffrail_reader') is not null then
@@ -541,6 +675,7 @@ begin
             taffrail.api_usage_aggregates,
             taffrail.api_usage_buckets,
             taffrail.api_provider_balances,
+            taffrail.api_reconciliations,
             taffrail.price_versions
         to taffrail_reader;
     end if;
@@ -548,6 +683,22 @@ end
 $$;
 
 COMMENT ON PROCEDURE taffrail.set_up_roles() IS 'Makes the roles that are missing and gives each its rights; may be called again.';
+
+CREATE FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with taken as (
+        insert into taffrail.leases as known (name, holder, expires_at)
+        values (wanted, by_holder, now() + lasting)
+        on conflict (name) do update set holder = excluded.holder, expires_at = excluded.expires_at
+        where known.holder = excluded.holder or known.expires_at <= now()
+        returning 1
+    )
+    select exists (select from taken)
+$$;
+
+COMMENT ON FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) IS 'Takes or keeps a lease; returns whether the holder has it now.';
 
 CREATE TABLE taffrail.api_usage_aggregates (
     granularity text NOT NULL COLLATE pg_catalog."C",
@@ -728,33 +879,100 @@ COMMENT ON COLUMN taffrail.api_jobs.updated_at IS 'When a half, or the row, last
 CREATE TABLE taffrail.api_provider_balances (
     provider text NOT NULL,
     account text NOT NULL,
-    kind text NOT NULL,
     slot timestamp with time zone NOT NULL,
+    part smallint DEFAULT 0 NOT NULL,
     read_at timestamp with time zone NOT NULL,
     result text NOT NULL,
+    kind text,
     currency text,
-    balance numeric
+    balance numeric,
+    detail text,
+    raw json
 );
 
 ALTER TABLE ONLY taffrail.api_provider_balances FORCE ROW LEVEL SECURITY;
 
-COMMENT ON TABLE taffrail.api_provider_balances IS 'One row per account, kind and reading. A failed reading has a result and no balance.';
+COMMENT ON TABLE taffrail.api_provider_balances IS 'One row per account, reading and currency. A failed reading has a result and no balance.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.provider IS 'The provider''s name.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.account IS 'The account''s name in the configuration.';
 
-COMMENT ON COLUMN taffrail.api_provider_balances.kind IS 'prepaid, key_limit or ledger.';
+COMMENT ON COLUMN taffrail.api_provider_balances.slot IS 'The scheduled time of the reading; its own time if it was asked for.';
 
-COMMENT ON COLUMN taffrail.api_provider_balances.slot IS 'The scheduled time of the reading.';
+COMMENT ON COLUMN taffrail.api_provider_balances.part IS 'Which currency of the reading, from 0.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.read_at IS 'When it was read.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.result IS 'ok, auth, unsupported, rate_limited, timeout or error.';
 
-COMMENT ON COLUMN taffrail.api_provider_balances.currency IS 'The provider''s own currency.';
+COMMENT ON COLUMN taffrail.api_provider_balances.kind IS 'prepaid, key_limit or ledger; null if there was no answer.';
 
-COMMENT ON COLUMN taffrail.api_provider_balances.balance IS 'In that currency; null is unknown.';
+COMMENT ON COLUMN taffrail.api_provider_balances.currency IS 'The provider''s own currency or unit.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.balance IS 'In that currency; null is unknown or without limit.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.detail IS 'What went wrong, in a line.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.raw IS 'The provider''s answer, without anything that could be a key.';
+
+CREATE TABLE taffrail.api_reconciliations (
+    provider text NOT NULL,
+    account text NOT NULL,
+    day date NOT NULL,
+    window_start timestamp with time zone NOT NULL,
+    window_end timestamp with time zone NOT NULL,
+    read_at timestamp with time zone NOT NULL,
+    result text NOT NULL,
+    source text,
+    provider_spend_usd numeric,
+    metered_usd numeric,
+    unmetered_usd numeric,
+    upstream_usd numeric,
+    requests bigint,
+    unpriced_requests bigint,
+    metered_keys integer,
+    unclaimed_keys integer,
+    detail text
+);
+
+ALTER TABLE ONLY taffrail.api_reconciliations FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.api_reconciliations IS 'One row per account and UTC day: the provider''s bill against what was metered.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.provider IS 'The provider''s name.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.account IS 'The account''s name in the configuration.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.day IS 'The UTC day.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.window_start IS 'From when the bill counts: midnight, or the balance reading next to it.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.window_end IS 'To when the bill counts.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.read_at IS 'When the bill was read.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.result IS 'ok, auth, unsupported, rate_limited, timeout or error.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.source IS 'Where the bill is from: the vendor''s name of its API, or balance.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.provider_spend_usd IS 'What the provider says was spent, in US dollars; null is unknown.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.metered_usd IS 'What the requests that were seen cost, without what another party bills; null is unknown.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.unmetered_usd IS 'The bill less what was metered; negative if more was metered than billed.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.upstream_usd IS 'What another party bills for the requests that were seen; no part of the others.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.requests IS 'How many requests were seen.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.unpriced_requests IS 'How many of them cost something unknown, and so are missing from metered_usd.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.metered_keys IS 'How many keys made these requests.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.unclaimed_keys IS 'How many further keys made requests to the provider that no account claims.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.detail IS 'What is to be said of it, in a line; why it failed if it did.';
 
 CREATE VIEW taffrail.api_usage_buckets WITH (security_invoker='true') AS
  SELECT api_usage_aggregates.granularity,
@@ -959,6 +1177,20 @@ COMMENT ON COLUMN taffrail.api_usage_logs.trace_id IS 'From the request''s trace
 
 COMMENT ON COLUMN taffrail.api_usage_logs.span_id IS 'From the request''s traceparent.';
 
+CREATE TABLE taffrail.leases (
+    name text NOT NULL,
+    holder text NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+);
+
+COMMENT ON TABLE taffrail.leases IS 'Who does alone what is to be done once for a fleet, and until when.';
+
+COMMENT ON COLUMN taffrail.leases.name IS 'What is done.';
+
+COMMENT ON COLUMN taffrail.leases.holder IS 'The process that does it.';
+
+COMMENT ON COLUMN taffrail.leases.expires_at IS 'When another one may take it.';
+
 CREATE TABLE taffrail.price_versions (
     version text NOT NULL,
     source text NOT NULL,
@@ -1011,13 +1243,19 @@ ALTER TABLE ONLY taffrail.api_jobs
     ADD CONSTRAINT api_jobs_pkey PRIMARY KEY (provider, job_id);
 
 ALTER TABLE ONLY taffrail.api_provider_balances
-    ADD CONSTRAINT api_provider_balances_pkey PRIMARY KEY (provider, account, kind, slot);
+    ADD CONSTRAINT api_provider_balances_pkey PRIMARY KEY (provider, account, slot, part);
+
+ALTER TABLE ONLY taffrail.api_reconciliations
+    ADD CONSTRAINT api_reconciliations_pkey PRIMARY KEY (provider, account, day);
 
 ALTER TABLE ONLY taffrail.api_usage_aggregates
     ADD CONSTRAINT api_usage_aggregates_pkey PRIMARY KEY (granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard);
 
 ALTER TABLE ONLY taffrail.api_usage_logs
     ADD CONSTRAINT api_usage_logs_pkey PRIMARY KEY (id, day);
+
+ALTER TABLE ONLY taffrail.leases
+    ADD CONSTRAINT leases_pkey PRIMARY KEY (name);
 
 ALTER TABLE ONLY taffrail.price_versions
     ADD CONSTRAINT price_versions_pkey PRIMARY KEY (version);
@@ -1028,6 +1266,10 @@ ALTER TABLE ONLY taffrail.reader_scopes
 CREATE INDEX api_jobs_open ON taffrail.api_jobs USING btree (updated_at) WHERE (recorded_at IS NULL);
 
 CREATE INDEX api_jobs_recorded ON taffrail.api_jobs USING btree (recorded_at) WHERE (recorded_at IS NOT NULL);
+
+CREATE INDEX api_provider_balances_read_at ON taffrail.api_provider_balances USING btree (read_at);
+
+CREATE INDEX api_reconciliations_day ON taffrail.api_reconciliations USING btree (day);
 
 CREATE INDEX api_usage_logs_outcome ON ONLY taffrail.api_usage_logs USING btree (outcome, started_at DESC, id DESC) WHERE (outcome <> 'ok'::text);
 
@@ -1041,6 +1283,8 @@ ALTER TABLE taffrail.api_jobs ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE taffrail.api_provider_balances ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE taffrail.api_reconciliations ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE taffrail.api_usage_aggregates ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE taffrail.api_usage_logs ENABLE ROW LEVEL SECURITY;
@@ -1048,6 +1292,8 @@ ALTER TABLE taffrail.api_usage_logs ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON taffrail.api_jobs TO postgres USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON taffrail.api_provider_balances TO postgres USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON taffrail.api_reconciliations TO postgres USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON taffrail.api_usage_aggregates TO postgres USING (true) WITH CHECK (true);
 
@@ -1059,19 +1305,22 @@ ALTER TABLE taffrail.price_versions ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY reader ON taffrail.api_provider_balances FOR SELECT USING ((NOT ( SELECT taffrail.is_scoped() AS is_scoped)));
 
+CREATE POLICY reader ON taffrail.api_reconciliations FOR SELECT USING ((NOT ( SELECT taffrail.is_scoped() AS is_scoped)));
+
 CREATE POLICY reader ON taffrail.api_usage_aggregates FOR SELECT USING (((NOT ( SELECT taffrail.is_scoped() AS is_scoped)) OR taffrail.may_read(NULLIF(namespace, ''::text), attribution)));
 
 CREATE POLICY reader ON taffrail.api_usage_logs FOR SELECT USING (((NOT ( SELECT taffrail.is_scoped() AS is_scoped)) OR taffrail.may_read(namespace, attribution)));
 
 CREATE POLICY reader ON taffrail.price_versions FOR SELECT USING (true);
 
-CREATE POLICY writer ON taffrail.api_provider_balances FOR INSERT WITH CHECK (true);
-
 CREATE POLICY writer ON taffrail.price_versions FOR INSERT WITH CHECK (true);
 
 GRANT USAGE ON SCHEMA taffrail TO taffrail_ingest;
 GRANT USAGE ON SCHEMA taffrail TO taffrail_balance;
 GRANT USAGE ON SCHEMA taffrail TO taffrail_reader;
+
+REVOKE ALL ON FUNCTION taffrail.account_signals(lasting interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.account_signals(lasting interval) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.add_units(a jsonb, b jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.add_units(a jsonb, b jsonb) TO taffrail_balance;
@@ -1106,10 +1355,19 @@ REVOKE ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jso
 GRANT ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) TO taffrail_balance;
 GRANT ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) TO taffrail_reader;
 
+REVOKE ALL ON FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) TO taffrail_balance;
+
 REVOKE ALL ON FUNCTION taffrail.outcome_class(outcome text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.record_balance(reading text) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.record_balance(reading text) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.record_reconciliations(rows text) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.record_reconciliations(rows text) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.record_usage(batch text) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.record_usage(batch text) TO taffrail_ingest;
@@ -1122,6 +1380,9 @@ GRANT ALL ON FUNCTION taffrail.schema_version() TO taffrail_reader;
 
 REVOKE ALL ON PROCEDURE taffrail.set_up_roles() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) TO taffrail_balance;
+
 GRANT SELECT ON TABLE taffrail.api_usage_aggregates TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.api_usage_aggregates TO taffrail_reader;
 
@@ -1131,8 +1392,11 @@ REVOKE ALL ON FUNCTION taffrail.sum_units(jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.sum_units(jsonb) TO taffrail_balance;
 GRANT ALL ON FUNCTION taffrail.sum_units(jsonb) TO taffrail_reader;
 
-GRANT SELECT,INSERT ON TABLE taffrail.api_provider_balances TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.api_provider_balances TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.api_provider_balances TO taffrail_reader;
+
+GRANT SELECT ON TABLE taffrail.api_reconciliations TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.api_reconciliations TO taffrail_reader;
 
 GRANT SELECT ON TABLE taffrail.api_usage_buckets TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.api_usage_buckets TO taffrail_reader;

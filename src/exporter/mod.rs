@@ -1,10 +1,16 @@
 //! What runs by the clock, once for a fleet, and has nothing to do with a request: so far the
-//! store's housekeeping, and the rows of jobs whose processes are gone.
+//! store's housekeeping, the rows of jobs whose processes are gone, and what was spent.
 //!
 //! [`schedule`] says when, the other modules what. They are given a store and their own
 //! configuration; how a run ended is a metric and a line in the log, never an error of somebody
 //! else. Nothing here may hold up the drain.
 
+pub mod account;
+pub mod balances;
+pub mod fetch;
 pub mod housekeeping;
 pub mod jobs;
+pub mod reconcile;
 pub mod schedule;
+pub mod spend;
+mod standing;

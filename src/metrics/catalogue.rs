@@ -36,8 +36,12 @@ pub enum Group {
     Usage,
     /// The way of a record from the end of its request to the store.
     Records,
+    /// What is left in accounts.
+    Balances,
     /// Prices and scheduled tasks.
     Upkeep,
+    /// The injector of the sidecar in Kubernetes.
+    Injection,
     /// Taffrail itself.
     Process,
 }
@@ -115,7 +119,7 @@ impl Descriptor {
     }
 }
 
-use Group::{Process, Records, Traffic, Upkeep, Usage};
+use Group::{Balances, Injection, Process, Records, Traffic, Upkeep, Usage};
 use Kind::{Counter, Gauge, Histogram};
 
 /// Requests that ended.
@@ -195,6 +199,33 @@ pub const JOB_DURATION: Descriptor = family(
 .buckets(&[
     0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0,
 ]);
+
+/// Jobs that are not settled.
+pub const JOBS_OPEN: Descriptor = family(
+    Gauge,
+    Traffic,
+    "taffrail_jobs_open",
+    &["provider"],
+    "Jobs submitted through this process that have no row yet",
+);
+
+/// Ends of others' jobs.
+pub const JOB_ENDS_WAITING: Descriptor = family(
+    Gauge,
+    Traffic,
+    "taffrail_job_ends_waiting",
+    &["provider"],
+    "Ends of jobs that another process submitted, which the store has not taken yet",
+);
+
+/// Jobs beyond a limit.
+pub const JOBS_LIMITED: Descriptor = family(
+    Counter,
+    Traffic,
+    "taffrail_jobs_limited_total",
+    &["limit"],
+    "Jobs that got a row before their time because too many were kept",
+);
 
 /// Time added by Taffrail.
 pub const OVERHEAD: Descriptor = family(
@@ -345,6 +376,16 @@ pub const COST: Descriptor = family(
 )
 .attributed();
 
+/// Money spent, as the store has it.
+pub const SPEND: Descriptor = family(
+    Gauge,
+    Usage,
+    "taffrail_spend_usd",
+    &["provider", "model", "window"],
+    "US dollars spent since the start of the UTC day or month, by all processes, as the store has it",
+)
+.attributed();
+
 /// Requests without a known cost.
 pub const UNPRICED_REQUESTS: Descriptor = family(
     Counter,
@@ -472,6 +513,124 @@ pub const STORE_RETRIES: Descriptor = family(
     "Batches that the store did not take and that are tried again",
 );
 
+/// What is left.
+pub const BALANCE: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance",
+    &["provider", "account", "kind", "currency"],
+    "What is left in an account, in its own currency or unit, as last read; absent while unknown or without limit",
+);
+
+/// When somebody is to be told.
+pub const BALANCE_THRESHOLD: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_threshold",
+    &["provider", "account", "level"],
+    "The configured balance below which an alert is wanted, by how urgent it is",
+);
+
+/// How fast it goes.
+pub const BALANCE_BURN: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_burn_per_hour",
+    &["provider", "account", "currency"],
+    "What an account spends in an hour: by what its traffic cost in the last day, else by its last two balances; absent while unknown",
+);
+
+/// How long it lasts.
+pub const BALANCE_TIME_LEFT: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_time_left_seconds",
+    &["provider", "account", "currency"],
+    "How long the balance lasts if it goes on as fast; absent while unknown",
+);
+
+/// Age of balances.
+pub const BALANCE_LAST_SUCCESS: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_last_success_timestamp_seconds",
+    &["provider", "account"],
+    "When the balance was last read",
+);
+
+/// Whether the last reading succeeded.
+pub const BALANCE_SYNC_UP: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_sync_up",
+    &["provider", "account"],
+    "1 if the last reading of the balance succeeded, 0 if it failed; absent where the provider tells none",
+);
+
+/// Readings of balances.
+pub const BALANCE_SYNCS: Descriptor = family(
+    Counter,
+    Balances,
+    "taffrail_balance_syncs_total",
+    &["provider", "account", "result"],
+    "Attempts to read a balance, by how they ended",
+);
+
+/// Duration of readings.
+pub const BALANCE_SYNC_DURATION: Descriptor = family(
+    Histogram,
+    Balances,
+    "taffrail_balance_sync_duration_seconds",
+    &["provider", "account"],
+    "How long reading a balance took, all its calls together",
+)
+.buckets(&[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]);
+
+/// What can be expected of an account.
+pub const ACCOUNT_STATE: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_account_state",
+    &["provider", "account", "state"],
+    "1 for the state that an account is in, by its balance and by what its traffic shows; absent while nothing is known",
+);
+
+/// What providers billed.
+pub const PROVIDER_SPEND: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_provider_spend_usd",
+    &["provider", "account", "window"],
+    "What a provider says an account spent in the last closed UTC days; absent while a day of them is unknown",
+);
+
+/// What nobody metered.
+pub const UNMETERED_SPEND: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_unmetered_spend_usd",
+    &["provider", "account", "window"],
+    "The provider's bill less what the metered requests cost in the same days, negative if they cost more; absent while unknown",
+);
+
+/// The age of bills.
+pub const RECONCILED_UNTIL: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_reconciled_until_timestamp_seconds",
+    &["provider", "account"],
+    "The end of the last UTC day whose bill is known, which the windows end with",
+);
+
+/// Readings of bills.
+pub const BILL_READS: Descriptor = family(
+    Counter,
+    Balances,
+    "taffrail_bill_reads_total",
+    &["provider", "account", "result"],
+    "Attempts to read the bill of an account, by how they ended",
+);
+
 /// Size of the price book.
 pub const PRICE_MODELS: Descriptor = family(
     Gauge,
@@ -515,6 +674,42 @@ pub const SCHEDULE_LAST_SUCCESS: Descriptor = family(
     "taffrail_schedule_last_success_timestamp_seconds",
     &["task"],
     "When a scheduled task last succeeded",
+);
+
+/// Reviews of pods.
+pub const INJECTOR_REVIEWS: Descriptor = family(
+    Counter,
+    Injection,
+    "taffrail_injector_reviews_total",
+    &["result"],
+    "Admission reviews that the injector answered, by what became of the pod",
+);
+
+/// Warnings in reviews.
+pub const INJECTOR_WARNINGS: Descriptor = family(
+    Counter,
+    Injection,
+    "taffrail_injector_warnings_total",
+    &[],
+    "Warnings in the injector's answers: annotations that do not hold, pods that it leaves alone",
+);
+
+/// Expiry of the injector's certificate.
+pub const INJECTOR_CERTIFICATE_EXPIRY: Descriptor = family(
+    Gauge,
+    Injection,
+    "taffrail_injector_certificate_expiry_timestamp_seconds",
+    &[],
+    "When the certificate that the injector serves expires; absent while it has none",
+);
+
+/// Looks after the injector's certificate.
+pub const INJECTOR_CERTIFICATE_CHECKS: Descriptor = family(
+    Counter,
+    Injection,
+    "taffrail_injector_certificate_checks_total",
+    &["result"],
+    "Looks at the injector's certificate, its Secret and the webhook's configuration",
 );
 
 /// Limits on label values that bit.
@@ -609,6 +804,9 @@ pub const ALL: &[&Descriptor] = &[
     &TIME_TO_FIRST_TOKEN,
     &TIME_PER_OUTPUT_TOKEN,
     &JOB_DURATION,
+    &JOBS_OPEN,
+    &JOB_ENDS_WAITING,
+    &JOBS_LIMITED,
     &OVERHEAD,
     &REQUESTS_IN_FLIGHT,
     &REQUEST_BYTES,
@@ -624,6 +822,7 @@ pub const ALL: &[&Descriptor] = &[
     &TOKENS,
     &UNITS,
     &COST,
+    &SPEND,
     &UNPRICED_REQUESTS,
     &METERED_RESPONSES,
     &RECORDS,
@@ -637,11 +836,28 @@ pub const ALL: &[&Descriptor] = &[
     &STORE_UP,
     &STORE_BATCH_DURATION,
     &STORE_RETRIES,
+    &BALANCE,
+    &BALANCE_THRESHOLD,
+    &BALANCE_BURN,
+    &BALANCE_TIME_LEFT,
+    &BALANCE_LAST_SUCCESS,
+    &BALANCE_SYNC_UP,
+    &BALANCE_SYNCS,
+    &BALANCE_SYNC_DURATION,
+    &ACCOUNT_STATE,
+    &PROVIDER_SPEND,
+    &UNMETERED_SPEND,
+    &RECONCILED_UNTIL,
+    &BILL_READS,
     &PRICE_MODELS,
     &PRICE_LAST_SUCCESS,
     &PRICE_REFRESHES,
     &SCHEDULE_RUNS,
     &SCHEDULE_LAST_SUCCESS,
+    &INJECTOR_REVIEWS,
+    &INJECTOR_WARNINGS,
+    &INJECTOR_CERTIFICATE_EXPIRY,
+    &INJECTOR_CERTIFICATE_CHECKS,
     &SERIES_LIMITED,
     &METER_PANICS,
     &BUILD_INFO,

@@ -8,9 +8,11 @@
 //! bound that bites (`taffrail_series_limited_total`). No key, URL, prompt or id is a label.
 //!
 //! [`labels`] has the bounds on values, `series` the handles and the budget, `records` the books
-//! by stage, [`exposition`] the
+//! by stage, `spend` what the store says was spent, [`exposition`] the
 //! formats, [`process`] the numbers of the process.
 
+mod accounts;
+mod bills;
 pub mod catalogue;
 pub mod exposition;
 mod families;
@@ -18,6 +20,7 @@ pub mod labels;
 pub mod process;
 mod records;
 mod series;
+mod spend;
 mod values;
 mod vocabulary;
 
@@ -36,15 +39,18 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 use tokio::time::Instant;
 
+pub use self::accounts::AccountView;
+pub use self::bills::BillView;
 use self::exposition::Format;
 use self::families::{Families, GaugeF64, LabelledFamily};
 use self::labels::{ATTRIBUTION_LABELS_MAX, Names, OTHER, Slot, UNKNOWN, clean};
 use self::records::Records;
 use self::series::{Budget, Handles, Key, Series, SeriesMap};
+pub use self::spend::Spend;
 use self::values::ExactCounter;
 pub use self::vocabulary::{
-    HandshakeFault, JournalFault, Limit, Listener, Phase, ProxyError, Reason, Rewrite, RunResult,
-    Stage,
+    AccountState, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener, Phase,
+    ProxyError, Reason, ReviewResult, Rewrite, RunResult, SpendWindow, Stage, SyncResult, Window,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;
@@ -63,6 +69,9 @@ pub struct Config {
     /// How many samples the label combinations that traffic brings may make together, where a
     /// histogram makes one for each of its buckets; further combinations are counted as `other`.
     pub series: usize,
+    /// How many combinations of provider, model and attribution `taffrail_spend_usd` shows of a
+    /// window, the dearest first; what the others cost is added up as `other`.
+    pub spend_groups: usize,
     /// How long a rate limit that a provider stated is shown without being stated anew.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -75,6 +84,7 @@ impl Default for Config {
             models_per_provider: 200,
             attribution_values: 100,
             series: 10_000,
+            spend_groups: 1_000,
             ratelimit_expiry: Duration::from_secs(600),
         }
     }
@@ -132,6 +142,7 @@ pub struct Metrics {
     other_provider: OnceLock<ProviderMetrics>,
     families: Families,
     records: Records,
+    spend_shown: spend::Shown,
     journal: OnceLock<JournalWatch>,
     /// Held by the one scrape that is rendered.
     rendering: Mutex<()>,
@@ -151,6 +162,8 @@ struct ProviderMetrics {
     models: Names,
     series: SeriesMap,
     in_flight: Gauge,
+    jobs_open: Gauge,
+    job_ends_waiting: Gauge,
     request_bytes: Counter,
     response_bytes: Counter,
     upstream_retries: Counter,
@@ -180,6 +193,24 @@ impl Drop for InFlight {
     }
 }
 
+/// Counts a job as kept until it is dropped.
+#[derive(Debug)]
+#[must_use = "the job is kept until this is dropped"]
+pub struct KeptJob(Gauge);
+
+impl KeptJob {
+    fn of(gauge: &Gauge) -> KeptJob {
+        gauge.inc();
+        KeptJob(gauge.clone())
+    }
+}
+
+impl Drop for KeptJob {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Counts a connection as open until it is dropped.
 #[derive(Debug)]
 #[must_use = "the connection is open until this is dropped"]
@@ -198,6 +229,8 @@ impl ProviderMetrics {
             models: Names::default(),
             series: SeriesMap::default(),
             in_flight: families.in_flight.with(&[name]),
+            jobs_open: families.jobs_open.with(&[name]),
+            job_ends_waiting: families.job_ends_waiting.with(&[name]),
             request_bytes: families.request_bytes.with(&[name]),
             response_bytes: families.response_bytes.with(&[name]),
             upstream_retries: families.upstream_retries.with(&[name]),
@@ -275,6 +308,7 @@ impl Metrics {
                 .collect(),
             other_provider: OnceLock::new(),
             records: Records::new(),
+            spend_shown: spend::Shown::default(),
             journal: OnceLock::new(),
             rendering: Mutex::default(),
             limited: Handles::new(Limit::ALL.len()),
@@ -309,6 +343,9 @@ impl Metrics {
         }
         for fault in JournalFault::ALL {
             families.journal_faults.with(&[fault.as_str()]);
+        }
+        for limit in JobLimit::ALL {
+            families.jobs_limited.with(&[limit.as_str()]);
         }
         for limit in Limit::ALL {
             self.limited(*limit, 0);
@@ -472,6 +509,21 @@ impl Metrics {
         let gauge = self.provider(provider).in_flight.clone();
         gauge.inc();
         InFlight(gauge)
+    }
+
+    /// Counts a job that was submitted as open until the guard is dropped.
+    pub fn job_open(&self, provider: &str) -> KeptJob {
+        KeptJob::of(&self.provider(provider).jobs_open)
+    }
+
+    /// Counts the end of another's job as waiting for the store until the guard is dropped.
+    pub fn job_end_waiting(&self, provider: &str) -> KeptJob {
+        KeptJob::of(&self.provider(provider).job_ends_waiting)
+    }
+
+    /// Counts a job that was not kept because of that limit.
+    pub fn job_limited(&self, limit: JobLimit) {
+        self.families.jobs_limited.with(&[limit.as_str()]).inc();
     }
 
     /// Counts a connection of `listener` as open until the guard is dropped.
@@ -665,6 +717,38 @@ impl Metrics {
         for result in RunResult::ALL {
             self.families.schedule_runs.with(&[task, result.as_str()]);
         }
+    }
+
+    /// Starts the counters of the injector at 0.
+    pub fn injector(&self) {
+        for result in ReviewResult::ALL {
+            self.families.injector_reviews.with(&[result.as_str()]);
+        }
+        self.families.injector_warnings.with(&[]);
+        for result in RunResult::ALL {
+            let checks = &self.families.injector_certificate_checks;
+            checks.with(&[result.as_str()]);
+        }
+    }
+
+    /// Counts a review of the injector with its warnings.
+    pub fn injector_review(&self, result: ReviewResult, warnings: usize) {
+        let reviews = &self.families.injector_reviews;
+        reviews.with(&[result.as_str()]).inc();
+        let warnings = u64::try_from(warnings).unwrap_or(u64::MAX);
+        self.families.injector_warnings.with(&[]).inc_by(warnings);
+    }
+
+    /// Counts a look at the injector's certificate.
+    pub fn injector_certificate_check(&self, result: RunResult) {
+        let checks = &self.families.injector_certificate_checks;
+        checks.with(&[result.as_str()]).inc();
+    }
+
+    /// Takes the time at which the injector's certificate expires.
+    pub fn injector_certificate_expiry(&self, expiry: DateTime<Utc>) {
+        let families = &self.families.injector_certificate_expiry;
+        set(families, &[], timestamp_seconds(expiry));
     }
 
     /// Takes the numbers of the process; for a scrape hook.

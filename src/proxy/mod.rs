@@ -39,8 +39,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use authority::Authority;
-pub use certificate::ServerTls;
-pub use identity::{AttributionConfig, KEY_FIELDS};
+pub use certificate::{ServerTls, server_config};
+pub use identity::{AttributionConfig, KEY_FIELDS, fingerprint};
 pub use refusal::ERROR_HEADER;
 pub use route::{Route, Routes};
 pub use tls::tls_config;
@@ -196,6 +196,13 @@ pub struct ProviderConfig {
     /// The host of the provider's billing API. When only `upstream` is set, billing calls go
     /// there too.
     pub billing_url: Option<String>,
+}
+
+impl ProviderConfig {
+    /// Where billing and price calls go in place of the vendor's own hosts.
+    pub fn billing_host(&self) -> Option<&str> {
+        self.billing_url.as_deref().or(self.upstream.as_deref())
+    }
 }
 
 /// How a declared provider speaks.

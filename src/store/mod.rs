@@ -9,10 +9,12 @@
 //! A store is never on the path of a request: only [`drain`] writes, and it can wait. Errors are
 //! told apart by what the caller does about them: wait, split the batch, hold, or stop.
 
+mod balances;
 pub mod drain;
 mod jobs;
 mod postgres;
 mod query;
+mod reconciliations;
 mod row;
 mod slot;
 mod sqlite;
@@ -22,15 +24,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use uuid::Uuid;
 
 use crate::record::UsageRecord;
 use crate::usage::Unit;
 
+pub use balances::{AccountSignal, BalanceReading};
 pub use jobs::{JobNews, JobQuery, OverdueJob};
 pub use postgres::Postgres;
 pub use query::{Dimension, LogQuery, ParseDimensionError, Totals, UsageQuery, UsageRow};
+pub use reconciliations::{KeySpend, Metered, Reconciliation};
 pub use row::{COLUMNS, Kind, LogRow, Rejection, TEXT_BYTES_MAX, TOKEN_COLUMNS, Value};
 pub use sqlite::Sqlite;
 pub use sum::{DecimalSum, ParseSumError};
@@ -349,6 +353,139 @@ impl Store {
         match self {
             Store::Sqlite(store) => store.drop_jobs(before).await,
             Store::Postgres(store) => store.drop_jobs(before).await,
+        }
+    }
+
+    /// The time by the clock of the store, which is one for a fleet. Brings the schema up to date
+    /// if that is wanted and needed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`].
+    pub async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.now().await,
+            Store::Postgres(store) => store.now().await,
+        }
+    }
+
+    /// Takes or keeps a lease for `lasting` by the clock of the store; whether `holder` has it now.
+    /// A file on one machine has one exporter, which always does.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn take_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        lasting: Duration,
+    ) -> Result<bool, StoreError> {
+        match self {
+            Store::Sqlite(_) => Ok(true),
+            Store::Postgres(store) => store.take_lease(name, holder, lasting).await,
+        }
+    }
+
+    /// Keeps a reading of an account, once for its slot; whether it was taken. One that succeeded
+    /// takes the place of one that did not.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::apply`].
+    pub async fn record_balance(&self, reading: &BalanceReading) -> Result<bool, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.record_balance(reading).await,
+            Store::Postgres(store) => store.record_balance(reading).await,
+        }
+    }
+
+    /// The last two readings of each account that succeeded, and the last two that did not, of the
+    /// last 30 days; by account and slot.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn latest_balances(&self) -> Result<Vec<BalanceReading>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.latest_balances().await,
+            Store::Postgres(store) => store.latest_balances().await,
+        }
+    }
+
+    /// What traffic of the time `lasting` shows of accounts.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn account_signals(
+        &self,
+        lasting: Duration,
+    ) -> Result<Vec<AccountSignal>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.account_signals(lasting).await,
+            Store::Postgres(store) => store.account_signals(lasting).await,
+        }
+    }
+
+    /// What requests to a provider cost that started within a window (its end excluded), by key.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn metered_spend(
+        &self,
+        provider: &str,
+        window: (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<Vec<KeySpend>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.metered_spend(provider, window).await,
+            Store::Postgres(store) => store.metered_spend(provider, window).await,
+        }
+    }
+
+    /// Takes in bills against what was metered, one for each account and day. The last bill holds,
+    /// and a failure takes the place of no bill.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::apply`]; the same may be told again.
+    pub async fn record_reconciliations(&self, rows: &[Reconciliation]) -> Result<(), StoreError> {
+        match self {
+            Store::Sqlite(store) => store.record_reconciliations(rows).await,
+            Store::Postgres(store) => store.record_reconciliations(rows).await,
+        }
+    }
+
+    /// Bills against what was metered from a day on, by account and day.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn reconciliations(
+        &self,
+        since: NaiveDate,
+    ) -> Result<Vec<Reconciliation>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.reconciliations(since).await,
+            Store::Postgres(store) => store.reconciliations(since).await,
+        }
+    }
+
+    /// The readings of an account that succeeded within a window, in the order of time, without
+    /// their raw answers.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn balance_readings(
+        &self,
+        account: (&str, &str),
+        window: (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<Vec<BalanceReading>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.balance_readings(account, window).await,
+            Store::Postgres(store) => store.balance_readings(account, window).await,
         }
     }
 

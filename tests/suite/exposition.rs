@@ -18,13 +18,15 @@ use chrono::{DateTime, Utc};
 use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model::MetricFamily;
 use prost::Message;
 use rust_decimal::Decimal;
+use taffrail::balance::BalanceKind;
 use taffrail::caller::{Caller, Instance};
 use taffrail::fault::{Outcome, OutcomeClass};
 use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
-    Config, HandshakeFault, JournalFault, JournalReading, Limit, Listener, Metrics, Phase,
-    ProxyError, Reason, Rewrite, RunResult, Stage, labels, process,
+    AccountState, AccountView, BillView, Config, HandshakeFault, JobLimit, JournalFault,
+    JournalReading, Level, Limit, Listener, Metrics, Phase, ProxyError, Reason, ReviewResult,
+    Rewrite, RunResult, Spend, SpendWindow, Stage, SyncResult, Window, labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -169,6 +171,9 @@ fn touched() -> Metrics {
         ..chat("openai", "")
     });
     std::mem::forget(metrics.in_flight("openai"));
+    std::mem::forget(metrics.job_open("openai"));
+    std::mem::forget(metrics.job_end_waiting("openai"));
+    metrics.job_limited(JobLimit::Open);
     std::mem::forget(metrics.connection(Listener::Proxy));
     metrics.connection_refused(Listener::Proxy);
     metrics.handshake_failed(HandshakeFault::Refused);
@@ -213,14 +218,51 @@ fn touched() -> Metrics {
     metrics.store_up(true);
     metrics.store_batch(Duration::from_millis(12));
     metrics.store_retry();
+    metrics.spend(vec![spend(Window::Day, "gpt-4o-mini", "1.25")]);
     metrics.price_models("openai", "embedded", 60);
     let then = DateTime::from_timestamp(1_700_000_000, 500_000_000).unwrap();
     metrics.price_refresh("openrouter", "models_api", RunResult::Ok, then);
     metrics.price_refresh("openrouter", "models_api", RunResult::Error, then);
+    metrics.account("fal", "prod", &[(Level::Warning, Decimal::TEN)]);
+    metrics.balance_sync("fal", "prod", SyncResult::Ok, Duration::from_millis(300));
+    let view = AccountView {
+        balances: vec![("prepaid", "USD".to_owned(), Decimal::new(245_031, 4))],
+        burn_per_hour: vec![("USD".to_owned(), Decimal::new(5, 1))],
+        time_left: vec![("USD".to_owned(), Duration::from_secs(176_400))],
+        last_success: Some(then),
+        is_up: Some(true),
+        state: Some(AccountState::Ok),
+    };
+    metrics.account_view("fal", "prod", &AccountView::default(), &view);
+    metrics.bills("fal", "prod");
+    metrics.bill_read("fal", "prod", SyncResult::Ok);
+    let bills = BillView {
+        until: Some(then),
+        windows: vec![(
+            SpendWindow::Day,
+            Some(Decimal::new(125, 1)),
+            Some(Decimal::new(25, 1)),
+        )],
+    };
+    metrics.bill_view("fal", "prod", &bills);
     metrics.schedule_task("prices");
     metrics.schedule_run("prices", RunResult::Ok, then);
+    metrics.injector();
+    metrics.injector_review(ReviewResult::Injected, 1);
+    metrics.injector_certificate_check(RunResult::Ok);
+    metrics.injector_certificate_expiry(then);
     metrics.meter_panic();
     metrics
+}
+
+fn spend(window: Window, model: &str, usd: &str) -> Spend {
+    Spend {
+        window,
+        provider: "openai".to_owned(),
+        model: Some(model.to_owned()),
+        attribution: vec![Some("search".to_owned())],
+        usd: usd.parse().unwrap(),
+    }
 }
 
 fn limit(kind: &'static str, limit: Option<u64>, remaining: Option<u64>) -> RateLimit {
@@ -824,7 +866,7 @@ fn every_limit_on_label_values_bites_and_counts() {
             )]
         })
         .collect();
-    assert_eq!(limited, [1.0, 2.0, 1.0, 0.0], "{:?}", Limit::ALL);
+    assert_eq!(limited, [1.0, 2.0, 1.0, 0.0, 0.0], "{:?}", Limit::ALL);
 }
 
 #[test]
@@ -979,6 +1021,9 @@ fn what_is_known_in_advance_starts_at_zero() {
     let samples = samples(&metrics(&Config::default()));
     for (name, series) in [
         ("taffrail_requests_in_flight", 2),
+        ("taffrail_jobs_open", 2),
+        ("taffrail_job_ends_waiting", 2),
+        ("taffrail_jobs_limited_total", JobLimit::ALL.len()),
         ("taffrail_request_bytes_total", 2),
         ("taffrail_response_bytes_total", 2),
         ("taffrail_upstream_retries_total", 2),
@@ -1095,7 +1140,8 @@ scraper's `Accept` header prefers; without a preference it is text 0.0.4. All th
   their first value, which `rate()` and `increase()` do not see as a rise. For exact totals use the rows.
 - Money is summed exactly, to 28 significant digits, and becomes a float only when it is exposed. A negative cost (a refund) is left
   out, because a counter that falls looks like a restart.
-- Counters start at 0 with the process, and no series ever goes away but those of rate limits that have expired.
+- Counters start at 0 with the process, and no series ever goes away but those of rate limits that have expired and of spend
+  whose day or month is over.
 
 † For looking into trouble; not part of the stable contract, may change in any release.
 ";
@@ -1112,7 +1158,9 @@ const GROUPS: &[(Group, &str, &str)] = &[
         Group::Usage,
         "Usage and cost",
         "Token types are disjoint: `input` is what no other type covers, so a sum over types never counts a token twice. Cache writes of \
-         all lifetimes are one type here; the rows tell them apart.",
+         all lifetimes are one type here; the rows tell them apart. `taffrail_spend_usd` is read from the store by the exporter: it knows what \
+         pods spent that Prometheus saw once or never. Several exporters of one store say the same: take `max`, then `sum`. It falls back when \
+         its window begins anew, and when rows are costed anew.",
     ),
     (
         Group::Records,
@@ -1120,9 +1168,21 @@ const GROUPS: &[(Group, &str, &str)] = &[
         "What became of each record. The journal's numbers are read at the scrape, the others are counted as they happen.",
     ),
     (
+        Group::Balances,
+        "Balances",
+        "As the providers tell them, by schedule; docs/balances.md has what each of them tells. A failed reading leaves the balance as it \
+         was and lets its timestamp age. Join with the thresholds on `provider` and `account`: \
+         `taffrail_balance_threshold > on (provider, account) group_left taffrail_balance`.",
+    ),
+    (
         Group::Upkeep,
         "Prices and schedule",
         "A timestamp that ages says more than an error that is counted: alert on `time() - …_last_success_timestamp_seconds`.",
+    ),
+    (
+        Group::Injection,
+        "Injector",
+        "Only `taffrail run --role injector` has values for these.",
     ),
     (
         Group::Process,
@@ -1188,8 +1248,20 @@ fn label_values(label: &str) -> String {
             "of jobs `queue`, `run`; of overhead {}",
             words(Phase::ALL.iter().map(|phase| phase.as_str()))
         ),
+        "account" => "an account's name in the configuration".to_owned(),
+        "currency" => {
+            "a currency (ISO 4217) or the provider's own unit, such as `credits`".to_owned()
+        }
+        "window" => format!(
+            "of spend {}; of bills {}: so many of the last closed UTC days",
+            words(Window::ALL.iter().map(|window| window.as_str())),
+            words(SpendWindow::ALL.iter().map(|window| window.as_str()))
+        ),
+        "state" => words(AccountState::ALL.iter().map(|state| state.as_str())),
+        "level" => words(Level::ALL.iter().map(|level| level.as_str())),
         "kind" => format!(
-            "of rate limits `requests`, `tokens`; of rewrites {}; of journal faults {}",
+            "of balances {}; of rate limits `requests`, `tokens`; of rewrites {}; of journal faults {}",
+            words(BalanceKind::ALL.iter().map(|kind| kind.as_str())),
             words(Rewrite::ALL.iter().map(|rewrite| rewrite.as_str())),
             words(JournalFault::ALL.iter().map(|fault| fault.as_str()))
         ),
@@ -1209,9 +1281,17 @@ fn label_values(label: &str) -> String {
         ),
         "fidelity" => words(Fidelity::ALL.iter().map(|fidelity| fidelity.as_str())),
         "stage" => words(Stage::ALL.iter().map(|stage| stage.as_str())),
-        "result" => words(RunResult::ALL.iter().map(|result| result.as_str())),
+        "result" => format!(
+            "of balances {}; of the others {}",
+            words(SyncResult::ALL.iter().map(|result| result.as_str())),
+            words(RunResult::ALL.iter().map(|result| result.as_str()))
+        ),
         "task" => "a scheduled task".to_owned(),
-        "limit" => words(Limit::ALL.iter().map(|limit| limit.as_str())),
+        "limit" => format!(
+            "of label values {}; of jobs {}",
+            words(Limit::ALL.iter().map(|limit| limit.as_str())),
+            words(JobLimit::ALL.iter().map(|limit| limit.as_str()))
+        ),
         "version" => "the version of Taffrail".to_owned(),
         other => panic!("the label {other} is not explained"),
     }
@@ -1239,6 +1319,12 @@ fn limits(out: &mut String) {
             "`metrics.series`",
             config.series.to_string(),
             "`limit=\"series\"`; model and attribution of a new combination become `other`",
+        ),
+        (
+            "groups of `taffrail_spend_usd`",
+            "`metrics.spend_groups`",
+            config.spend_groups.to_string(),
+            "`limit=\"spend_groups\"`; the dearest keep series of their own",
         ),
         (
             "providers",
@@ -1368,6 +1454,57 @@ fn a_scrape_shows_the_books_at_the_moment_of_the_journal() {
             "taffrail_journal_pending_records 4",
         ]
     );
+}
+
+/// The series of what was spent, as they are scraped.
+fn spend_lines(metrics: &Metrics) -> Vec<String> {
+    let text = text(metrics, Format::Text);
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with("taffrail_spend_usd{"));
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn each_reading_of_spend_replaces_the_one_before() {
+    let metrics = metrics(&Config::default());
+    metrics.spend(vec![
+        spend(Window::Day, "a", "0.5"),
+        spend(Window::Month, "a", "7.25"),
+        spend(Window::Month, "b", "1"),
+    ]);
+    metrics.spend(vec![
+        spend(Window::Month, "a", "7.5"),
+        spend(Window::Month, "", "2"),
+    ]);
+    assert_eq!(
+        spend_lines(&metrics),
+        [
+            r#"taffrail_spend_usd{provider="openai",model="a",window="month",team="search"} 7.5"#,
+            r#"taffrail_spend_usd{provider="openai",model="unknown",window="month",team="search"} 2"#,
+        ]
+    );
+}
+
+#[test]
+fn the_dearest_groups_have_series_of_their_own_and_the_sum_stays_right() {
+    let metrics = metrics(&Config {
+        spend_groups: 2,
+        ..Config::default()
+    });
+    let groups = [("a", "1"), ("b", "4"), ("c", "2"), ("d", "0.5")];
+    let groups = groups.map(|(model, usd)| spend(Window::Day, model, usd));
+    metrics.spend(groups.to_vec());
+    assert_eq!(
+        spend_lines(&metrics),
+        [
+            r#"taffrail_spend_usd{provider="openai",model="b",window="day",team="search"} 4"#,
+            r#"taffrail_spend_usd{provider="openai",model="c",window="day",team="search"} 2"#,
+            r#"taffrail_spend_usd{provider="openai",model="other",window="day",team="other"} 1.5"#,
+        ]
+    );
+    let limited = samples(&metrics)[r#"taffrail_series_limited_total{limit="spend_groups"}"#];
+    assert_eq!(limited, 2.0);
 }
 
 #[test]

@@ -4,20 +4,23 @@
 use std::path::{Path, PathBuf};
 
 /// The groups in the order of ARCHITECTURE.md.
-const GROUPS: [(&str, &[&str]); 9] = [
+const GROUPS: [(&str, &[&str]); 10] = [
     (
         "vocabulary",
-        &["caller", "fault", "money", "record", "usage"],
+        &[
+            "ask", "caller", "fault", "money", "record", "secret", "usage",
+        ],
     ),
     ("wire", &["wire"]),
     ("provider", &["provider"]),
-    ("price", &["price"]),
+    ("price", &["balance", "bill", "price"]),
     (
         "records",
         &["clock", "journal", "ledger", "metrics", "store"],
     ),
     ("traffic", &["proxy"]),
     ("exporter", &["exporter"]),
+    ("injector", &["injector"]),
     (
         "rim",
         &[

@@ -11,7 +11,11 @@
 )]
 
 mod admin;
+mod alerts;
 mod backfill;
+mod balances;
+mod bills;
+mod chart;
 mod chat_jobs;
 mod check;
 mod clusters;
@@ -22,6 +26,8 @@ mod exposition;
 mod fal;
 mod golden;
 mod housekeeping;
+mod image;
+mod injector;
 mod jobs;
 mod journal;
 mod layering;
@@ -36,6 +42,7 @@ mod postgres_tls;
 mod predictions;
 mod prices;
 mod providers;
+mod reconcile;
 mod relay;
 mod report;
 mod rewrite;
@@ -43,6 +50,7 @@ mod schedule;
 mod scopes;
 mod sdk;
 mod server;
+mod spend;
 mod store;
 mod support;
 mod tls;
