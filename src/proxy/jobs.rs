@@ -21,7 +21,7 @@ use crate::caller::Instance;
 use crate::clock;
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
-use crate::price::PriceBook;
+use crate::price::{CurrentBook, PriceBook};
 use crate::provider::{End, JobStage, JobView, Report};
 use crate::proxy::costing;
 use crate::record::{Intent, JobEnd, UsageRecord};
@@ -65,7 +65,7 @@ impl Default for Config {
 pub struct Jobs {
     config: Config,
     ledger: Ledger,
-    prices: Arc<PriceBook>,
+    prices: Arc<CurrentBook>,
     instance: Instance,
     open: Mutex<HashMap<Key, Open>>,
     /// Locked before `open` where both are.
@@ -101,7 +101,12 @@ pub struct FollowUp {
 
 impl Jobs {
     /// No jobs yet.
-    pub fn new(config: Config, ledger: Ledger, prices: Arc<PriceBook>, instance: Instance) -> Jobs {
+    pub fn new(
+        config: Config,
+        ledger: Ledger,
+        prices: Arc<CurrentBook>,
+        instance: Instance,
+    ) -> Jobs {
         Jobs {
             config,
             ledger,
@@ -243,7 +248,13 @@ impl Jobs {
             self.others().remember(key, JobStage::Settled);
         }
         let instance = self.instance.clone();
-        let record = row(&self.prices, instance, job.intent, job.polls, job.ended);
+        let record = row(
+            &self.prices.load(),
+            instance,
+            job.intent,
+            job.polls,
+            job.ended,
+        );
         self.ledger.complete(&record);
     }
 
