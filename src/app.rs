@@ -338,16 +338,21 @@ fn tasks(
     let housekeeping = Task {
         name: "housekeeping",
         cron: config.schedule.housekeeping.clone(),
+        jitter: config.schedule.jitter,
+        timeout: None,
         run: Box::new(move || {
             let (store, retention) = (of_house.clone(), retention.clone());
             Box::pin(async move { Ok(keep_house(&store, &retention).await?) })
         }),
     };
+    let jitter = config.schedule.jitter;
     let (store, config) = (store.clone(), Arc::new(config.jobs.clone()));
     let (prices, metrics) = (prices.clone(), metrics.clone());
     let overdue_jobs = Task {
         name: "overdue_jobs",
         cron: OVERDUE_JOBS_CRON.to_owned(),
+        jitter,
+        timeout: None,
         run: Box::new(move || {
             let (store, config) = (store.clone(), config.clone());
             let (prices, metrics) = (prices.clone(), metrics.clone());

@@ -16,7 +16,6 @@ mod load;
 mod reference;
 mod validate;
 
-use std::fmt;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -27,6 +26,8 @@ use crate::exporter::schedule;
 use crate::proxy::{self, AttributionConfig, MeterConfig, Providers, jobs};
 use crate::{admin, journal, metrics, store, telemetry};
 
+pub use crate::exporter::account::{Account, TopUp};
+pub use crate::secret::{REDACTED, Secret};
 pub use load::{
     CONFIG_VARIABLE, DEFAULT_FILE, ENV_PREFIX, KeyPath, Loaded, Origin, Problem, Problems, Sources,
     load,
@@ -105,58 +106,10 @@ pub enum Role {
     Exporter,
 }
 
-/// An account whose balance is read.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Account {
-    /// The provider's name. Required.
-    pub provider: String,
-    /// The account's name, as the `account` label. Required, and unique for the provider.
-    pub name: String,
-    /// The key that the balance is read with. Prefer `api_key_file`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub api_key: Option<Secret>,
-    /// A file that holds the key.
-    pub api_key_file: Option<PathBuf>,
-}
-
 /// Prices beyond the embedded catalogue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Prices {
     /// A file of prices that take precedence over the catalogue: negotiated rates, own models.
     pub overlay_file: Option<PathBuf>,
-}
-
-/// A text that is shown nowhere.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-/// What is shown in place of a secret.
-pub const REDACTED: &str = "[redacted]";
-
-impl Secret {
-    /// Wraps a secret text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, for the one request that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(REDACTED)
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(REDACTED)
-    }
 }

@@ -6,10 +6,12 @@
 //! ARCHITECTURE.md for the map.
 
 // 1. Vocabulary.
+pub mod ask;
 pub mod caller;
 pub mod fault;
 pub mod money;
 pub mod record;
+pub mod secret;
 pub mod usage;
 
 // 2. Wire formats (pure).

@@ -217,6 +217,7 @@ impl Loaded {
 /// combinations that cannot work.
 pub fn load(sources: Sources) -> Result<Loaded, Problems> {
     let mut problems = Vec::new();
+    let variables = sources.env.clone();
     let env = Environment::read(sources.env, &mut problems);
     let named = sources
         .file
@@ -242,7 +243,7 @@ pub fn load(sources: Sources) -> Result<Loaded, Problems> {
     let mut config = layers.extract(&mut problems);
     // What a broken file would have said is unknown, so rules that span keys would only mislead.
     if !is_file_broken {
-        layers.read_secrets(&mut config, &mut problems);
+        layers.read_secrets(&mut config, &variables, &mut problems);
         for finding in validate::findings(&config) {
             let is_known = |key: &KeyPath| problems.iter().any(|problem| problem.key == *key);
             if !is_known(&finding.key) && !finding.instead.as_ref().is_some_and(is_known) {
@@ -424,8 +425,13 @@ impl Layers {
         }
     }
 
-    /// Replaces what `*_file` keys name by what the files hold.
-    fn read_secrets(&mut self, config: &mut Config, problems: &mut Vec<Problem>) {
+    /// Replaces what `*_file` and `*_env` keys name by what the files and variables hold.
+    fn read_secrets(
+        &mut self,
+        config: &mut Config,
+        variables: &[(OsString, OsString)],
+        problems: &mut Vec<Problem>,
+    ) {
         if let Some(path) = config.store.url_file.clone() {
             let key = KeyPath::new(["store", "url"]);
             if let Some(text) = self.read_secret(&key, &path, problems) {
@@ -447,6 +453,23 @@ impl Layers {
                 let key = KeyPath::new(["accounts", &index.to_string(), "api_key"]);
                 if let Some(text) = self.read_secret(&key, &path, problems) {
                     account.api_key = Some(Secret::new(text));
+                }
+            } else if let Some(name) = &account.api_key_env
+                && account.api_key.is_none()
+            {
+                let found = variables.iter().find(|(own, _)| own.to_str() == Some(name));
+                let text = found.and_then(|(_, text)| text.to_str()).map(str::trim);
+                match text {
+                    Some(text) if !text.is_empty() => account.api_key = Some(Secret::new(text)),
+                    _ => {
+                        let key = KeyPath::new(["accounts", &index.to_string(), "api_key_env"]);
+                        problems.push(Problem {
+                            origin: self.nearest_origin(&key),
+                            key,
+                            what: format!("the variable {name} is not set"),
+                            accepted: "a variable of the environment that holds the key".to_owned(),
+                        });
+                    }
                 }
             }
         }

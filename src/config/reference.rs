@@ -2,6 +2,7 @@
 //! the types' own doc comments make. Problems and docs/configuration.md speak from it.
 
 use std::fmt::Write;
+use std::str::FromStr as _;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub(super) enum Kind {
     Url,
     Path,
     Cron,
+    Number,
+    Time,
     Text,
 }
 
@@ -77,6 +80,8 @@ impl Kind {
             Kind::Url => "a URL",
             Kind::Path => "a path",
             Kind::Cron => "a cron expression",
+            Kind::Number => "a number",
+            Kind::Time => "a date or a timestamp",
             Kind::Text => "text",
         }
     }
@@ -99,6 +104,8 @@ impl Kind {
             Kind::Bool => "boolean".to_owned(),
             Kind::Integer(..) => "integer".to_owned(),
             Kind::Cron => "cron expression".to_owned(),
+            Kind::Number => "number".to_owned(),
+            Kind::Time => "date or timestamp".to_owned(),
             Kind::Url => "URL".to_owned(),
             Kind::Duration => "duration".to_owned(),
             Kind::Size => "size".to_owned(),
@@ -123,6 +130,7 @@ impl Key {
             Kind::Duration => "a number with a unit (ms, s, m, h, d, y)",
             Kind::Size => "a number of bytes, or one with a unit (KiB, MiB, GiB, kB, MB, GB)",
             Kind::Address => "an IP address and a port",
+            Kind::Time => "a date or a timestamp in quotes, such as \"2026-11-01\"",
             Kind::List => "a list of tables, as [[accounts]] in the file or [{…}] in a variable",
             Kind::Integer(least, most) => {
                 return match *most {
@@ -307,12 +315,17 @@ fn kind_of(schema: &Value, default: Option<&Value>, path: &[String]) -> Kind {
             .unwrap_or(most);
         return Kind::Integer(least.unwrap_or_default(), most);
     }
+    if is("number") {
+        return Kind::Number;
+    }
     let name = path.last().map_or("", String::as_str);
     let default = default.and_then(Value::as_str).unwrap_or_default();
-    if path.first().is_some_and(|section| section == "schedule") {
+    if croner::Cron::from_str(default).is_ok() {
         Kind::Cron
     } else if name == "dir" || name.ends_with("_dir") || name.ends_with("_file") {
         Kind::Path
+    } else if name == "at" {
+        Kind::Time
     } else if name == "listen" || name.ends_with("_listen") {
         Kind::Address
     } else if name == "url" || name == "upstream" || name.ends_with("_url") {
@@ -352,7 +365,8 @@ pub fn markdown() -> String {
     page.push_str("\n## Top level\n");
     push_table(&mut page, &[]);
     for table in tables {
-        let title = KeyPath::new(table.path.clone());
+        let title = table.path.iter().filter(|step| *step != ANY_ELEMENT);
+        let title = KeyPath::new(title.cloned());
         let heading = match table.kind {
             Kind::List => format!("[[{title}]]"),
             _ => format!("[{title}]"),

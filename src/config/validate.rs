@@ -11,7 +11,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use http::header::{self, HeaderName};
 
 use super::load::read_secret_file;
-use super::{Config, KeyPath, Role};
+use super::{Account, Config, KeyPath, Role};
 use crate::metrics::labels::{
     ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
 };
@@ -353,7 +353,9 @@ impl Rules {
                 );
             }
             // A sidecar reads no balances, so the keys need not be there.
-            let is_keyless = account.api_key.is_none() && account.api_key_file.is_none();
+            let is_keyless = account.api_key.is_none()
+                && account.api_key_file.is_none()
+                && account.api_key_env.is_none();
             if is_keyless && config.role != Role::Sidecar {
                 self.0.push(Finding {
                     key: table.join("api_key_file"),
@@ -362,6 +364,37 @@ impl Rules {
                     instead: Some(table.join("api_key")),
                 });
             }
+            self.top_ups(&table, account);
+        }
+    }
+
+    fn top_ups(&mut self, table: &KeyPath, account: &Account) {
+        for (index, top_up) in account.top_ups.iter().enumerate() {
+            let entry = table.join("top_ups").join(index.to_string());
+            if top_up.at == DateTime::UNIX_EPOCH {
+                let accepted = "a date or a timestamp in quotes, such as \"2026-11-01\"";
+                self.add(entry.join("at"), "missing", accepted);
+            }
+            if top_up.amount.is_zero() {
+                let accepted = "an amount, negative for what was paid back";
+                self.add(entry.join("amount"), "missing or zero", accepted);
+            }
+        }
+        if let (Some(warning), Some(critical)) = (account.warning_below, account.critical_below)
+            && critical > warning
+        {
+            self.add(
+                table.join("critical_below"),
+                format!("{critical} is more than warning_below = {warning}"),
+                "warning_below or less",
+            );
+        }
+        if let Some(currency) = &account.currency
+            && !(currency.len() == 3 && currency.bytes().all(|b| b.is_ascii_uppercase()))
+        {
+            let accepted = "a code of ISO 4217, such as \"USD\"";
+            let what = format!("{currency:?} is no code of a currency");
+            self.add(table.join("currency"), what, accepted);
         }
     }
 
@@ -402,6 +435,12 @@ impl Rules {
                 ),
             };
             self.add(KeyPath::new(["schedule", name]), what, CRON_ACCEPTED);
+        }
+        for (name, duration) in [
+            ("timeout", config.schedule.timeout),
+            ("call_timeout", config.schedule.call_timeout),
+        ] {
+            self.not_zero(KeyPath::new(["schedule", name]), duration);
         }
     }
 

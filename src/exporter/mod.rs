@@ -5,6 +5,8 @@
 //! configuration; how a run ended is a metric and a line in the log, never an error of somebody
 //! else. Nothing here may hold up the drain.
 
+pub mod account;
+pub mod fetch;
 pub mod housekeeping;
 pub mod jobs;
 pub mod schedule;

@@ -22,9 +22,6 @@ use tokio_util::task::TaskTracker;
 use crate::clock;
 use crate::metrics::{Metrics, RunResult};
 
-/// A run begins within this time of the moment that its expression names.
-const JITTER_MAX: Duration = Duration::from_secs(5);
-
 /// The run at the start begins within this time.
 const START_JITTER_MAX: Duration = Duration::from_secs(1);
 
@@ -42,6 +39,19 @@ pub struct Config {
     /// When partitions are made ahead and what is too old is dropped: a cron expression of six
     /// fields, in UTC. It happens when the exporter starts as well.
     pub housekeeping: String,
+    /// A run begins within this time after the moment that its expression names, so that a fleet
+    /// does not come all at once.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub jitter: Duration,
+    /// How long a run that reads balances or refreshes prices may take in all.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub timeout: Duration,
+    /// How long a single call of a billing or price API may take.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub call_timeout: Duration,
 }
 
 impl Default for Config {
@@ -50,6 +60,9 @@ impl Default for Config {
             balances: "0 0 */6 * * *".to_owned(),
             prices: "0 30 3 * * *".to_owned(),
             housekeeping: "0 15 * * * *".to_owned(),
+            jitter: Duration::from_secs(5),
+            timeout: Duration::from_mins(5),
+            call_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -66,6 +79,10 @@ pub struct Task {
     pub name: &'static str,
     /// When: a cron expression of six fields, the first one seconds, in UTC.
     pub cron: String,
+    /// A run begins within this time after the moment that the expression names.
+    pub jitter: Duration,
+    /// How long a run may take; one that takes longer has failed.
+    pub timeout: Option<Duration>,
     /// Does it once.
     pub run: Box<dyn Fn() -> Run + Send + Sync>,
 }
@@ -100,7 +117,7 @@ impl Schedule {
         let mut starting = Vec::with_capacity(tasks.len());
         for task in tasks {
             metrics.schedule_task(task.name);
-            let (name, cron) = (task.name, task.cron.clone());
+            let (name, cron, jitter) = (task.name, task.cron.clone(), task.jitter);
             let runner = Arc::new(Runner {
                 task,
                 idle: Mutex::new(()),
@@ -110,7 +127,7 @@ impl Schedule {
             starting.push(runner.clone());
             let runs = schedule.runs.clone();
             let job = Job::new(&cron, move |_, _| {
-                runs.spawn(runner.clone().run_within(JITTER_MAX));
+                runs.spawn(runner.clone().run_within(jitter));
             });
             jobs.push(job.map_err(|source| ScheduleError {
                 task: name,
@@ -173,7 +190,16 @@ impl Runner {
         };
         // A task of its own, so that a panic in it is an error like any other.
         let (runner, stopping) = (self.clone(), self.stopping.clone());
-        let run = async move { (runner.task.run)().await };
+        let run = async move {
+            let run = (runner.task.run)();
+            match runner.task.timeout {
+                None => run.await,
+                Some(limit) => match tokio::time::timeout(limit, run).await {
+                    Ok(ended) => ended,
+                    Err(_) => anyhow::bail!("it took longer than {limit:?}"),
+                },
+            }
+        };
         match tokio::spawn(stopping.run_until_cancelled_owned(run)).await {
             Ok(Some(Ok(()))) => self.ended(RunResult::Ok),
             Ok(Some(Err(error))) => {

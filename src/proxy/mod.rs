@@ -198,6 +198,13 @@ pub struct ProviderConfig {
     pub billing_url: Option<String>,
 }
 
+impl ProviderConfig {
+    /// Where billing and price calls go in place of the vendor's own hosts.
+    pub fn billing_host(&self) -> Option<&str> {
+        self.billing_url.as_deref().or(self.upstream.as_deref())
+    }
+}
+
 /// How a declared provider speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use rust_decimal::Decimal;
 use taffrail::config::{
-    Account, Config, KeyPath, Loaded, Origin, Problems, Role, Secret, Sources, load,
+    Account, Config, KeyPath, Loaded, Origin, Problems, Role, Secret, Sources, TopUp, load,
 };
 use taffrail::journal::FsyncInterval;
 use taffrail::proxy::{Dialect, OnClientDisconnect, ProviderConfig};
@@ -180,12 +181,25 @@ fn a_full_file_sets_every_value_it_names() {
                 name: "prod".to_owned(),
                 api_key: Some(Secret::new("sk-or-v1-from-a-file")),
                 api_key_file: Some(PathBuf::from("tests/fixtures/config/key.txt")),
+                warning_below: Some(Decimal::new(505, 1)),
+                critical_below: Some(Decimal::from(10)),
+                top_ups: vec![
+                    TopUp {
+                        at: "2026-11-01T00:00:00Z".parse().unwrap(),
+                        amount: Decimal::from(100),
+                    },
+                    TopUp {
+                        at: "2026-11-20T10:30:00Z".parse().unwrap(),
+                        amount: Decimal::new(-2510, 2),
+                    },
+                ],
+                ..Account::default()
             },
             Account {
                 provider: "openrouter".to_owned(),
                 name: "staging".to_owned(),
                 api_key: Some(Secret::new("sk-or-v1-not-for-your-eyes")),
-                api_key_file: None,
+                ..Account::default()
             },
         ],
         ..Config::default()
@@ -393,7 +407,7 @@ fn the_reference_tells_every_key_and_equals_the_code() {
         let (table, name) = key.rsplit_once('.').unwrap_or(("", &key));
         let heading = match table.strip_suffix("[]") {
             _ if table.is_empty() => "\n## Top level\n".to_owned(),
-            Some(list) => format!("\n## `[[{list}]]`\n"),
+            Some(list) => format!("\n## `[[{}]]`\n", list.replace("[]", "")),
             None => format!("\n## `[{table}]`\n"),
         };
         let (_, section) = page
@@ -434,6 +448,7 @@ fn the_example_file_is_complete_and_equals_the_defaults() {
             "" => ("", text.as_str()),
             "providers.<name>" => text.split_once("[providers.groq]").unwrap(),
             "accounts[]" => text.split_once("[[accounts]]").unwrap(),
+            "accounts[].top_ups[]" => text.split_once("[[accounts.top_ups]]").unwrap(),
             table => text
                 .split_once(&format!("\n[{table}]\n"))
                 .unwrap_or_else(|| panic!("[{table}] is not in the example")),

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 const GROUPS: [(&str, &[&str]); 9] = [
     (
         "vocabulary",
-        &["caller", "fault", "money", "record", "usage"],
+        &[
+            "ask", "caller", "fault", "money", "record", "secret", "usage",
+        ],
     ),
     ("wire", &["wire"]),
     ("provider", &["provider"]),

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use taffrail::clock;
 use taffrail::exporter::schedule::{Ended, Schedule, Task};
@@ -23,6 +24,8 @@ fn task<F: Future<Output = Ended> + Send + 'static>(
     Task {
         name,
         cron: cron.to_owned(),
+        jitter: Duration::from_secs(1),
+        timeout: None,
         run: Box::new(move || Box::pin(run())),
     }
 }
@@ -93,6 +96,21 @@ async fn a_run_that_fails_or_panics_is_counted_and_the_next_one_comes() {
     .await;
     schedule.stop().await;
     assert_eq!(runs(&metrics, "failing", "ok"), 0);
+}
+
+#[tokio::test]
+async fn a_run_that_takes_too_long_has_failed() {
+    let metrics = metrics();
+    let endless = Task {
+        timeout: Some(Duration::from_millis(50)),
+        ..task("endless", EVERY_SECOND, std::future::pending)
+    };
+    let schedule = Schedule::start(vec![endless], &metrics).unwrap();
+    eventually("it was ended and came again", async || {
+        runs(&metrics, "endless", "error") >= 2
+    })
+    .await;
+    schedule.stop().await;
 }
 
 #[tokio::test]
