@@ -31,7 +31,8 @@ begin
         grant execute on function
             taffrail.schema_version(),
             taffrail.record_usage(text),
-            taffrail.exchange_jobs(text)
+            taffrail.exchange_jobs(text),
+            taffrail.price_versions_after(bigint, integer)
         to taffrail_ingest;
     end if;
     if to_regrole('taffrail_balance') is not null then
@@ -44,18 +45,23 @@ begin
             taffrail.record_usage(text),
             taffrail.overdue_jobs(interval, interval, integer),
             taffrail.drop_jobs(date, integer),
+            taffrail.price_versions_after(bigint, integer),
+            taffrail.add_price_version(text, text, timestamptz, text, bigint),
+            taffrail.note_price_refresh(text, text, text),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
             taffrail.add_units(jsonb, jsonb)
         to taffrail_balance;
-        grant select, insert on taffrail.api_provider_balances, taffrail.price_versions to taffrail_balance;
+        grant select, insert on taffrail.api_provider_balances to taffrail_balance;
+        grant select on taffrail.price_versions, taffrail.price_refreshes to taffrail_balance;
         grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
     end if;
     if to_regrole('taffrail_reader') is not null then
         grant usage on schema taffrail to taffrail_reader;
         grant execute on function
             taffrail.schema_version(),
+            taffrail.price_versions_after(bigint, integer),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
@@ -66,7 +72,9 @@ begin
             taffrail.api_usage_aggregates,
             taffrail.api_usage_buckets,
             taffrail.api_provider_balances,
-            taffrail.price_versions
+            taffrail.api_cost_changes,
+            taffrail.price_versions,
+            taffrail.price_refreshes
         to taffrail_reader;
     end if;
 end
@@ -132,7 +140,8 @@ declare
     protected text;
 begin
     foreach protected in array array[
-        'api_usage_logs', 'api_usage_aggregates', 'api_jobs', 'api_provider_balances', 'price_versions'
+        'api_usage_logs', 'api_usage_aggregates', 'api_jobs', 'api_provider_balances', 'price_versions',
+        'price_refreshes', 'api_cost_changes'
     ] loop
         execute format('alter table taffrail.%I enable row level security', protected);
         execute format('alter table taffrail.%I force row level security', protected);
@@ -146,7 +155,8 @@ create policy reader on taffrail.api_usage_aggregates for select
     using (not (select taffrail.is_scoped()) or taffrail.may_read(nullif(namespace, ''), attribution));
 create policy reader on taffrail.api_provider_balances for select using (not (select taffrail.is_scoped()));
 create policy reader on taffrail.price_versions for select using (true);
+create policy reader on taffrail.price_refreshes for select using (true);
+create policy reader on taffrail.api_cost_changes for select using (not (select taffrail.is_scoped()));
 create policy writer on taffrail.api_provider_balances for insert with check (true);
-create policy writer on taffrail.price_versions for insert with check (true);
 
 call taffrail.set_up_roles();

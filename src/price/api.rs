@@ -1,8 +1,10 @@
 //! The price lists that providers keep themselves: what to ask their APIs, and what the answers
 //! mean.
 //!
-//! Sans-IO: a [`PriceApi`] names a path, is shown the body that came, and names the next one. It
-//! knows no host, no key and no clock. Who sends is `exporter/prices.rs`.
+//! Sans-IO: a [`PriceApi`] says what to ask, is shown the body that came, and says what to ask
+//! next. It knows no key and no clock. Who sends is `exporter/prices.rs`.
+
+use crate::ask::Ask;
 
 use super::fal::FalPrices;
 use super::list::{PriceList, Reading};
@@ -21,8 +23,8 @@ pub enum Unreadable {
 
 /// One reading of a provider's price list.
 pub trait PriceApi: Send {
-    /// The path and query to ask next, of the provider's billing host; `None` when all was asked.
-    fn ask(&self) -> Option<String>;
+    /// What to ask next; `None` when all was asked.
+    fn ask(&self) -> Option<Ask>;
 
     /// Takes the body of the answer to [`PriceApi::ask`].
     ///

@@ -13,9 +13,12 @@ use serde_json::{Map, Value};
 use super::api::{PriceApi, Unreadable, not_empty};
 use super::list::{ModelName, PriceList, Reading};
 use super::number;
+use crate::ask::{Ask, KeyPlace};
 use crate::usage::Unit;
 
 const PROVIDER: &str = "fal";
+
+const HOST: &str = "https://api.fal.ai";
 
 /// How many endpoints one question names: the API's own limit.
 const ENDPOINTS_PER_ASK_MAX: usize = 50;
@@ -65,7 +68,7 @@ fn is_endpoint(name: &str) -> bool {
 }
 
 impl PriceApi for FalPrices {
-    fn ask(&self) -> Option<String> {
+    fn ask(&self) -> Option<Ask> {
         let batch = self.waiting.front()?;
         let mut path = "/v1/models/pricing?".to_owned();
         let names: Vec<String> = batch.iter().map(|id| format!("endpoint_id={id}")).collect();
@@ -74,7 +77,7 @@ impl PriceApi for FalPrices {
             path.push_str("&cursor=");
             path.push_str(cursor);
         }
-        Some(path)
+        Some(Ask::get(HOST, path).key(KeyPlace::Authorization("Key")))
     }
 
     fn take(&mut self, body: &[u8]) -> Result<(), Unreadable> {

@@ -11,9 +11,12 @@ use serde_json::{Map, Value, json};
 use super::api::{PriceApi, Unreadable, not_empty};
 use super::list::{ModelName, Reading};
 use super::number;
+use crate::ask::{Ask, KeyPlace};
 use crate::usage::Unit;
 
 const PROVIDER: &str = "openrouter";
+
+const HOST: &str = "https://openrouter.ai";
 
 /// The rates that this crate has a unit for.
 const UNITS: [(&str, Unit); 10] = [
@@ -40,8 +43,9 @@ pub(super) struct OpenRouterPrices {
 }
 
 impl PriceApi for OpenRouterPrices {
-    fn ask(&self) -> Option<String> {
-        (!self.is_read).then(|| "/api/v1/models".to_owned())
+    fn ask(&self) -> Option<Ask> {
+        let ask = || Ask::get(HOST, "/api/v1/models").key(KeyPlace::Nowhere);
+        (!self.is_read).then(ask)
     }
 
     fn take(&mut self, body: &[u8]) -> Result<(), Unreadable> {

@@ -5,6 +5,8 @@
 //! 64-bit integers and floats; sums are made here, exactly, and written as absolute values.
 //! Sources: sqlite.org/wal.html, sqlite.org/rescode.html.
 
+mod prices;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
