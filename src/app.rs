@@ -10,21 +10,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use chrono::{DateTime, Utc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin;
 use crate::caller::Instance;
 use crate::clock;
 use crate::config::{Config, Role};
+use crate::exporter::balances::{self, Balances, Filter, SyncLine};
+use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
+use crate::exporter::prices::{Caution, Refresher, Shelf, is_failure, lay_versions};
 use crate::exporter::schedule::{Schedule, Task};
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
 use crate::metrics::{JournalFault, JournalReading, Metrics, Reason, Stage, process};
-use crate::price::PriceBook;
+use crate::price::{CurrentBook, PriceBook};
 use crate::provider;
 use crate::proxy::follow_up;
 use crate::proxy::job_urls::Place;
@@ -42,10 +47,14 @@ const HURRIED_SHIPPING_TIME: Duration = Duration::from_secs(1);
 /// When jobs whose processes are gone are looked for: every minute.
 const OVERDUE_JOBS_CRON: &str = "30 * * * * *";
 
+/// When it is looked whether a balance is due, and what others have read: every minute.
+const BALANCE_WATCH_CRON: &str = "20 * * * * *";
+
 /// A running server.
 pub struct App {
     traffic: Option<Traffic>,
     schedule: Option<Schedule>,
+    looking_for_prices: AbortOnDropHandle<()>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
     store: Store,
@@ -62,19 +71,13 @@ impl App {
     /// When a listener, the journal or a configured file cannot be opened. The state of the
     /// store is no reason: records wait in the journal.
     pub fn start(config: &Config) -> anyhow::Result<App> {
-        for key in config.without_effect() {
-            tracing::warn!(key, "is configured, but has no effect in this version");
-        }
         let routes = routes(config)?;
         let vendors: BTreeSet<&str> = routes.iter().map(|route| &*route.label).collect();
         let vendors: Vec<&str> = vendors.into_iter().collect();
         let labels = config.attribution.labels();
         let metrics = Arc::new(Metrics::new(&config.metrics, &labels, &vendors));
-        let prices = Arc::new(price_book(config.prices.overlay_file.as_deref())?);
-        for provider in prices.providers() {
-            let models = u64::try_from(prices.models(provider).count()).unwrap_or(u64::MAX);
-            metrics.price_models(provider, "catalog", models);
-        }
+        let shelf = Arc::new(price_shelf(config, &metrics)?);
+        let prices = shelf.current().clone();
         metrics.on_scrape(Box::new(|metrics| metrics.process(&process::read())));
         // The ports come first: that another process runs is the likeliest trouble, and then its
         // journal is not this one's to touch.
@@ -110,20 +113,30 @@ impl App {
                 &store,
             )?),
         };
+        let mut syncing = None;
         let schedule = match config.role {
             Role::All | Role::Exporter => {
-                let tasks = tasks(config, &store, &prices, &metrics);
+                let mut tasks = tasks(config, &store, &prices, &metrics);
+                let refresher = price_refresher(config, &store, &shelf, &metrics)?;
+                tasks.push(price_task(config, refresher));
+                if !config.accounts.is_empty() {
+                    let own = Arc::new(read_balances(config, &store, &metrics)?);
+                    tasks.extend(balance_tasks(config, &own));
+                    syncing = Some(sync_action(own));
+                }
                 Some(Schedule::start(tasks, &metrics)?)
             }
             Role::Sidecar => None,
         };
+        let attending = shelf.attend(store.clone(), config.prices.poll_interval);
+        let looking_for_prices = AbortOnDropHandle::new(tokio::spawn(attending));
         let ready = Arc::new(AtomicBool::new(true));
         let serving_admin = CancellationToken::new();
         let state = admin::State {
             metrics: metrics.clone(),
             ready: ready.clone(),
             info: info(config, traffic.as_ref(), &store),
-            sync: None,
+            sync: syncing,
             reload: None,
             token_file: config.admin.token_file.clone(),
         };
@@ -133,6 +146,7 @@ impl App {
         Ok(App {
             traffic,
             schedule,
+            looking_for_prices,
             admin_address,
             ready,
             store,
@@ -189,6 +203,7 @@ impl App {
     }
 
     async fn wind_down(self, hurried: &CancellationToken) -> anyhow::Result<()> {
+        drop(self.looking_for_prices);
         if let Some(schedule) = self.schedule {
             schedule.stop().await;
         }
@@ -222,7 +237,7 @@ impl Traffic {
         config: &Config,
         (listener, tls_listener): (std::net::TcpListener, Option<TlsListener>),
         routes: Routes,
-        prices: Arc<PriceBook>,
+        prices: Arc<CurrentBook>,
         metrics: &Arc<Metrics>,
         store: &Store,
     ) -> anyhow::Result<Traffic> {
@@ -331,7 +346,7 @@ impl Traffic {
 fn tasks(
     config: &Config,
     store: &Store,
-    prices: &Arc<PriceBook>,
+    prices: &Arc<CurrentBook>,
     metrics: &Arc<Metrics>,
 ) -> Vec<Task> {
     let (of_house, retention) = (store.clone(), Arc::new(config.retention.clone()));
@@ -360,6 +375,145 @@ fn tasks(
         }),
     };
     vec![housekeeping, overdue_jobs]
+}
+
+/// The price book in force, which follows the store.
+///
+/// # Errors
+/// When the overlay cannot be read or does not hold.
+pub fn price_shelf(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Shelf> {
+    let path = config.prices.overlay_file.as_deref();
+    let overlay = path.map(read_overlay).transpose()?;
+    Shelf::new(overlay, metrics)
+        .with_context(|| format!("in {}", path.unwrap_or(Path::new("")).display()))
+}
+
+/// What reads the providers' own price lists.
+///
+/// # Errors
+/// When the certificates of `proxy.upstream_ca_file` cannot be read.
+pub fn price_refresher(
+    config: &Config,
+    store: &Store,
+    shelf: &Arc<Shelf>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Refresher> {
+    Ok(Refresher {
+        store: store.clone(),
+        shelf: shelf.clone(),
+        fetcher: fetcher(config)?,
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        metrics: metrics.clone(),
+    })
+}
+
+fn price_task(config: &Config, refresher: Refresher) -> Task {
+    let refresher = Arc::new(refresher);
+    Task {
+        name: "prices",
+        cron: config.schedule.prices.clone(),
+        jitter: config.schedule.jitter,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let refresher = refresher.clone();
+            Box::pin(async move {
+                let refreshed = refresher.refresh(None, Caution::HoldBack).await;
+                let failed = refreshed.iter().filter(|it| is_failure(it)).count();
+                anyhow::ensure!(failed == 0, "{failed} price lists were not taken");
+                Ok(())
+            })
+        }),
+    }
+}
+
+/// What reads balances.
+///
+/// # Errors
+/// When the certificates of `proxy.upstream_ca_file` cannot be read.
+pub fn read_balances(
+    config: &Config,
+    store: &Store,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Balances> {
+    let holder = format!("{}/{}", instance().instance, clock::new_id().simple());
+    Ok(Balances::new(balances::Parts {
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        fetcher: fetcher(config)?,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        cron: config.schedule.balances.clone(),
+        timeout: config.schedule.timeout,
+        holder,
+        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+    }))
+}
+
+/// The sender of calls to billing and price APIs.
+fn fetcher(config: &Config) -> anyhow::Result<Fetcher> {
+    let tls = tls_config(config.proxy.upstream_ca_file.as_deref())
+        .context("cannot use proxy.upstream_ca_file")?;
+    Fetcher::new(&tls, config.schedule.call_timeout)
+}
+
+/// Reading balances by the clock. What is due is read at its moment; a look every minute shows
+/// what others have read, and finds what is still due when whoever was at it is gone.
+fn balance_tasks(config: &Config, balances: &Arc<Balances>) -> [Task; 2] {
+    let task = |name, cron: &str, jitter| {
+        let balances = balances.clone();
+        Task {
+            name,
+            cron: cron.to_owned(),
+            jitter,
+            timeout: Some(config.schedule.timeout),
+            run: Box::new(move || {
+                let balances = balances.clone();
+                Box::pin(async move { balances.run().await })
+            }),
+        }
+    };
+    [
+        task(
+            "balances",
+            &config.schedule.balances,
+            config.schedule.jitter,
+        ),
+        task("balance_watch", BALANCE_WATCH_CRON, Duration::from_secs(5)),
+    ]
+}
+
+/// `POST /-/sync`: as `taffrail sync`, with `?provider=` and `?account=`.
+fn sync_action(balances: Arc<Balances>) -> admin::Action {
+    Arc::new(move |query| {
+        let balances = balances.clone();
+        Box::pin(async move {
+            let filter = filter(query.as_deref().unwrap_or_default());
+            let readings = balances.sync(&filter).await;
+            let lines: Vec<SyncLine<'_>> = readings.iter().map(SyncLine::of).collect();
+            let failed = readings
+                .iter()
+                .filter(|it| balances::is_failure(it))
+                .count();
+            admin::ActionResult {
+                succeeded: failed == 0,
+                body: serde_json::json!({ "accounts": lines, "failed": failed }),
+            }
+        })
+    })
+}
+
+/// The accounts that a query means.
+fn filter(query: &str) -> Filter {
+    let value = |name: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let (_, value) = pairs.find(|(own, _)| *own == name)?;
+        Some(value.to_owned())
+    };
+    Filter {
+        provider: value("provider"),
+        account: value("account"),
+    }
 }
 
 /// What applications that insist on https are shown.
@@ -475,17 +629,31 @@ fn places(config: &Config, routes: &Routes, listen: SocketAddr) -> Arc<[Place]> 
     routes.iter().flat_map(of_route).collect()
 }
 
-/// The price book: the embedded catalogue under the configured overlay.
+/// The price book that held from `since` on: the embedded catalogue, the versions that the store
+/// has, if there is one, and the configured overlay.
 ///
 /// # Errors
-/// When the overlay cannot be read or does not hold.
-pub fn price_book(overlay: Option<&Path>) -> anyhow::Result<PriceBook> {
-    let book = PriceBook::embedded();
-    let Some(path) = overlay else { return Ok(book) };
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read prices.overlay_file {}", path.display()))?;
-    book.with_overlay(&text)
+/// When the overlay cannot be read or does not hold, or the store does not answer.
+pub async fn price_book(
+    config: &Config,
+    store: Option<&Store>,
+    since: DateTime<Utc>,
+) -> anyhow::Result<PriceBook> {
+    let mut book = PriceBook::embedded();
+    if let Some(store) = store {
+        let laid = lay_versions(store, &mut book, 0, since).await;
+        laid.map_err(|(_, error)| error)?;
+    }
+    let Some(path) = config.prices.overlay_file.as_deref() else {
+        return Ok(book);
+    };
+    book.with_overlay(&read_overlay(path)?)
         .with_context(|| format!("in {}", path.display()))
+}
+
+fn read_overlay(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read prices.overlay_file {}", path.display()))
 }
 
 /// Where this process runs, as the downward API and the host tell it.

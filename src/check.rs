@@ -19,7 +19,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::ask::FaultClass;
 use crate::config::{Config, Role};
+use crate::exporter::balances::{self, Trial};
+use crate::exporter::fetch::Fetcher;
 use crate::provider;
 use crate::proxy::{self, ERROR_HEADER, tls_config};
 use crate::store::{self, Store, StoreError};
@@ -93,11 +96,6 @@ pub fn passed(items: &[Item]) -> bool {
 pub async fn check(config: &Config) -> Vec<Item> {
     // It would not be here if it did not hold.
     let mut items = vec![Item::of("configuration", Ok("holds".to_owned()))];
-    items.extend(config.without_effect().into_iter().map(|key| Item {
-        status: Status::Skip,
-        name: key.to_owned(),
-        detail: "has no effect in this version".to_owned(),
-    }));
     items.push(Item::of("admin.listen", admin_port(config).await));
     if config.role == Role::Exporter {
         let detail = "the role is exporter, which relays no traffic".to_owned();
@@ -127,7 +125,56 @@ pub async fn check(config: &Config) -> Vec<Item> {
     if config.role != Role::Exporter {
         items.extend(upstreams(config).await);
     }
+    if config.role != Role::Sidecar {
+        items.extend(balances(config).await);
+    }
     items
+}
+
+/// The billing API of every account, with its key.
+async fn balances(config: &Config) -> Vec<Item> {
+    let sender = tls_config(config.proxy.upstream_ca_file.as_deref())
+        .map_err(anyhow::Error::from)
+        .and_then(|tls| Fetcher::new(&tls, config.schedule.call_timeout));
+    let fetcher = match sender {
+        Ok(fetcher) => fetcher,
+        Err(error) => return vec![Item::of("accounts", Err(error.to_string()))],
+    };
+    let trials = balances::try_out(&config.accounts, &config.providers, &fetcher).await;
+    let item = |Trial {
+                    provider,
+                    account,
+                    found,
+                }| {
+        let (status, detail) = match found {
+            Ok(balance) => (Status::Ok, balance),
+            Err(fault) if fault.class == FaultClass::Unsupported => (Status::Skip, fault.detail),
+            Err(fault) => (
+                Status::Fail,
+                format!("{}; {}", fault.detail, mend(fault.class)),
+            ),
+        };
+        Item {
+            status,
+            name: format!("balance {provider}/{account}"),
+            detail,
+        }
+    };
+    trials.into_iter().map(item).collect()
+}
+
+/// What to do about a billing API that tells no balance.
+fn mend(class: FaultClass) -> &'static str {
+    match class {
+        FaultClass::Auth => {
+            "put such a key into api_key_file; docs/balances.md says where to get it"
+        }
+        FaultClass::RateLimited => "try again later, or ask less often in schedule.balances",
+        FaultClass::Timeout => "check egress rules, or raise schedule.call_timeout",
+        FaultClass::Unsupported | FaultClass::Error => {
+            "check the account's keys in [[accounts]], providers.*.billing_url and egress rules"
+        }
+    }
 }
 
 /// Asks the admin listener of this machine whether the server is healthy.

@@ -20,7 +20,8 @@ pub mod wire;
 // 3. Providers (pure).
 pub mod provider;
 
-// 4. Prices (pure).
+// 4. Prices and balances (pure).
+pub mod balance;
 pub mod price;
 
 // 5. Records.
@@ -42,9 +43,11 @@ pub mod backfill;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod recost;
 pub mod report;
 pub mod telemetry;
 
 // The wiring.
 pub mod app;
 pub mod demo;
+pub mod price_commands;

@@ -2,15 +2,18 @@
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use chrono::Days;
 use taffrail::app::{self, App};
 use taffrail::cli::{self, Command, ConfigFormat};
 use taffrail::config::{self, Config, Loaded, Role, Sources};
+use taffrail::exporter::balances::Filter;
 use taffrail::journal::DEAD_LETTER_FILE;
-use taffrail::store::Store;
-use taffrail::{backfill, check, clock, demo, report, telemetry};
+use taffrail::metrics::Metrics;
+use taffrail::store::{BalanceReading, Store};
+use taffrail::{backfill, check, clock, demo, price_commands, report, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -80,7 +83,9 @@ async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
         }
         Command::Usage(usage) => print_usage(&load(None)?.config, usage).await,
         Command::Logs(logs) => print_logs(&load(None)?.config, logs).await,
-        Command::Prices(cli::Prices::List(list)) => print_prices(&load(None)?.config, &list),
+        Command::Balances(options) => print_balances(&load(None)?.config, options).await,
+        Command::Sync(options) => sync(&load(None)?.config, options).await,
+        Command::Prices(command) => price_commands::run(&load(None)?.config, command).await,
         Command::Migrate(_) => migrate(&load(None)?.config).await,
         Command::Backfill(days) => make_sums(&load(None)?.config, &days).await,
         Command::Check(_) => {
@@ -202,6 +207,53 @@ async fn print_logs(config: &Config, logs: cli::Logs) -> anyhow::Result<u8> {
     Ok(cli::EXIT_OK)
 }
 
+async fn print_balances(config: &Config, options: cli::Balances) -> anyhow::Result<u8> {
+    let store = Store::open_read_only(&config.store).await?;
+    let filter = Filter {
+        provider: options.provider,
+        account: options.account,
+    };
+    let mut readings = store.latest_balances().await?;
+    store.close().await;
+    readings.retain(|it| filter.takes(&it.provider, &it.account));
+    write_balances(&readings, options.format)
+}
+
+async fn sync(config: &Config, options: cli::Sync) -> anyhow::Result<u8> {
+    let filter = Filter {
+        provider: options.provider,
+        account: options.account,
+    };
+    let mut accounts = config.accounts.iter();
+    if !accounts.any(|it| filter.takes(&it.provider, &it.name)) {
+        anyhow::bail!("no such account is configured: see [[accounts]] in docs/configuration.md");
+    }
+    let store = Store::lazy(&config.store)?;
+    let metrics = Arc::new(Metrics::new(&config.metrics, &[], &[]));
+    let balances = app::read_balances(config, &store, &metrics)?;
+    let readings = balances.sync(&filter).await;
+    store.close().await;
+    if balances.unkept() > 0 {
+        writeln!(
+            io::stderr(),
+            "taffrail: the store did not take what was read; `taffrail check` says why"
+        )?;
+    }
+    write_balances(&readings, options.format)
+}
+
+/// Prints readings; the exit code tells whether the last of an account failed.
+fn write_balances(readings: &[BalanceReading], format: report::Format) -> anyhow::Result<u8> {
+    let width = report::terminal_width();
+    let mut out = io::stdout().lock();
+    let failed = report::balances(readings, format, width, clock::wall(), &mut out)?;
+    Ok(if failed == 0 {
+        cli::EXIT_OK
+    } else {
+        cli::EXIT_FAILED
+    })
+}
+
 async fn migrate(config: &Config) -> anyhow::Result<u8> {
     let store = Store::lazy(&config.store)?.description();
     Store::migrate(&config.store).await.with_context(|| {
@@ -234,17 +286,5 @@ async fn make_sums(config: &Config, days: &cli::Backfill) -> anyhow::Result<u8> 
         store.description(),
         days.from
     )?;
-    Ok(cli::EXIT_OK)
-}
-
-fn print_prices(config: &Config, list: &cli::PricesList) -> anyhow::Result<u8> {
-    let book = app::price_book(config.prices.overlay_file.as_deref())?;
-    let request = report::PricesRequest {
-        provider: list.provider.clone(),
-        model: list.model.clone(),
-        format: list.format,
-        width: report::terminal_width(),
-    };
-    report::prices(&book, &request, clock::wall(), &mut io::stdout().lock())?;
     Ok(cli::EXIT_OK)
 }

@@ -1,4 +1,4 @@
-//! `taffrail usage`, `logs` and `prices list`: rows and sums of the store, dead letters and prices, as
+//! `taffrail usage`, `logs`, `balances` and `prices list`: rows and sums of the store, balances, dead letters and prices, as
 //! a table for people, or as JSON lines and CSV for programs.
 //!
 //! A question and what answers it go in, text comes out on a writer; nothing here reads a clock, a
@@ -7,6 +7,7 @@
 //!
 //! A file for each report, and `table.rs` for what their tables share.
 
+mod balances;
 mod dead_letters;
 mod logs;
 mod prices;
@@ -21,9 +22,10 @@ use std::str::FromStr;
 use serde::Serialize;
 use uuid::Uuid;
 
+pub use self::balances::balances;
 pub use self::dead_letters::dead_letters;
 pub use self::logs::{LOGS_LIMIT_DEFAULT, LOGS_LIMIT_MAX, LogsRequest, logs};
-pub use self::prices::{PricesRequest, prices};
+pub use self::prices::{PricesRequest, price_changes, prices};
 pub use self::table::terminal_width;
 pub use self::usage::{Since, UsageRequest, usage};
 use crate::store::{Dimension, StoreError};

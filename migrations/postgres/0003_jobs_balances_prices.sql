@@ -28,27 +28,46 @@ comment on column taffrail.api_jobs.end_half is 'What the process that saw its e
 comment on column taffrail.api_jobs.recorded_at is 'When its row was made; null while the job is open.';
 comment on column taffrail.api_jobs.updated_at is 'When a half, or the row, last arrived.';
 
--- The slot is the reading's scheduled time: its uniqueness makes a doubled sync harmless.
+-- The slot is the reading's scheduled time: its uniqueness makes a doubled sync harmless. A reading
+-- has a row for each currency, the first of them part 0, and a failed one has part 0 alone.
 create table taffrail.api_provider_balances (
     provider               text        not null,
     account                text        not null,
-    kind                   text        not null,
     slot                   timestamptz not null,
+    part                   smallint    not null default 0,
     read_at                timestamptz not null,
     result                 text        not null,
+    kind                   text,
     currency               text,
     balance                numeric,
-    primary key (provider, account, kind, slot)
+    detail                 text,
+    raw                    json,
+    primary key (provider, account, slot, part)
 );
-comment on table taffrail.api_provider_balances is 'One row per account, kind and reading. A failed reading has a result and no balance.';
+create index api_provider_balances_read_at on taffrail.api_provider_balances (read_at);
+comment on table taffrail.api_provider_balances is 'One row per account, reading and currency. A failed reading has a result and no balance.';
 comment on column taffrail.api_provider_balances.provider is 'The provider''s name.';
 comment on column taffrail.api_provider_balances.account is 'The account''s name in the configuration.';
-comment on column taffrail.api_provider_balances.kind is 'prepaid, key_limit or ledger.';
-comment on column taffrail.api_provider_balances.slot is 'The scheduled time of the reading.';
+comment on column taffrail.api_provider_balances.slot is 'The scheduled time of the reading; its own time if it was asked for.';
+comment on column taffrail.api_provider_balances.part is 'Which currency of the reading, from 0.';
 comment on column taffrail.api_provider_balances.read_at is 'When it was read.';
 comment on column taffrail.api_provider_balances.result is 'ok, auth, unsupported, rate_limited, timeout or error.';
-comment on column taffrail.api_provider_balances.currency is 'The provider''s own currency.';
-comment on column taffrail.api_provider_balances.balance is 'In that currency; null is unknown.';
+comment on column taffrail.api_provider_balances.kind is 'prepaid, key_limit or ledger; null if there was no answer.';
+comment on column taffrail.api_provider_balances.currency is 'The provider''s own currency or unit.';
+comment on column taffrail.api_provider_balances.balance is 'In that currency; null is unknown or without limit.';
+comment on column taffrail.api_provider_balances.detail is 'What went wrong, in a line.';
+comment on column taffrail.api_provider_balances.raw is 'The provider''s answer, without anything that could be a key.';
+
+-- Who does alone what is to be done once for a fleet. Times are the database's.
+create table taffrail.leases (
+    name                   text        not null primary key,
+    holder                 text        not null,
+    expires_at             timestamptz not null
+);
+comment on table taffrail.leases is 'Who does alone what is to be done once for a fleet, and until when.';
+comment on column taffrail.leases.name is 'What is done.';
+comment on column taffrail.leases.holder is 'The process that does it.';
+comment on column taffrail.leases.expires_at is 'When another one may take it.';
 
 -- A version holds what changed since the one before of the same source, so that a daily refresh is
 -- small; the numbers follow one another in the order of their commits, so that whoever knows one

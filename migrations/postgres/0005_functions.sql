@@ -288,6 +288,94 @@ as $$
 $$;
 comment on function taffrail.drop_jobs(date, integer) is 'Forgets jobs that got their row before a day, some at a time; returns how many.';
 
+-- Takes in a reading of an account: a JSON array of its parts. A slot has one reading: what comes
+-- second changes nothing, unless it succeeded where the first did not. Returns whether it was taken.
+create function taffrail.record_balance(reading text) returns boolean
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    with told as (
+        select * from json_to_recordset(reading::json) as part (
+            provider text, account text, slot timestamptz, part smallint, read_at timestamptz,
+            result text, kind text, currency text, balance numeric, detail text, raw text
+        )
+    ), taken as (
+        insert into taffrail.api_provider_balances as known (
+            provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw
+        )
+        select provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw::json
+        from told
+        where part = 0
+        on conflict (provider, account, slot, part) do update set
+            read_at = excluded.read_at, result = excluded.result, kind = excluded.kind,
+            currency = excluded.currency, balance = excluded.balance, detail = excluded.detail,
+            raw = excluded.raw
+        where known.result <> 'ok' and excluded.result = 'ok'
+        returning 1
+    ), others as (
+        insert into taffrail.api_provider_balances (
+            provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw
+        )
+        select provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw::json
+        from told
+        where part > 0 and exists (select from taken)
+        on conflict (provider, account, slot, part) do nothing
+    )
+    select exists (select from taken)
+$$;
+comment on function taffrail.record_balance(text) is
+    'Takes in a reading of an account, once for its slot; returns whether it was taken.';
+
+-- Takes or keeps a lease; returns whether the holder has it now.
+create function taffrail.take_lease(wanted text, by_holder text, lasting interval) returns boolean
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    with taken as (
+        insert into taffrail.leases as known (name, holder, expires_at)
+        values (wanted, by_holder, now() + lasting)
+        on conflict (name) do update set holder = excluded.holder, expires_at = excluded.expires_at
+        where known.holder = excluded.holder or known.expires_at <= now()
+        returning 1
+    )
+    select exists (select from taken)
+$$;
+comment on function taffrail.take_lease(text, text, interval) is
+    'Takes or keeps a lease; returns whether the holder has it now.';
+
+-- What traffic shows of accounts: by provider and fingerprint of the key, the last refusals of a
+-- kind that is the account's, and whether a request of that key succeeded since. A JSON array.
+create function taffrail.account_signals(lasting interval) returns text
+language sql stable security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    select coalesce(json_agg(json_build_object(
+        'provider', provider,
+        'key_fingerprint', key_fingerprint,
+        'outcome', outcome,
+        'at', to_char(last_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+        'is_over', exists (
+            select from taffrail.api_usage_logs as later
+            where later.provider = refused.provider
+                and later.key_fingerprint is not distinct from refused.key_fingerprint
+                and later.outcome = 'ok'
+                and later.started_at > refused.last_at
+                and later.day >= (refused.last_at at time zone 'UTC')::date - 1
+        )
+    )), '[]')::text
+    from (
+        select provider, key_fingerprint, outcome, max(started_at) as last_at
+        from taffrail.api_usage_logs
+        where outcome in ('quota_exhausted', 'account_locked', 'rate_limited')
+            and outcome <> 'ok'
+            and started_at > now() - lasting
+            and day >= ((now() - lasting) at time zone 'UTC')::date - 1
+        group by provider, key_fingerprint, outcome
+    ) as refused
+$$;
+comment on function taffrail.account_signals(interval) is
+    'What traffic shows of accounts: refusals for want of money, of locked accounts and of too many requests.';
+
 -- The versions of price lists after a number, oldest first and a few at a time, as a JSON array of
 -- {"number", "version", "source", "effective_from", "catalogue"}, the catalogue as text.
 create function taffrail.price_versions_after(known bigint, rows_max integer) returns text

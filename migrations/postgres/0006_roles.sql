@@ -45,6 +45,9 @@ begin
             taffrail.record_usage(text),
             taffrail.overdue_jobs(interval, interval, integer),
             taffrail.drop_jobs(date, integer),
+            taffrail.record_balance(text),
+            taffrail.take_lease(text, text, interval),
+            taffrail.account_signals(interval),
             taffrail.price_versions_after(bigint, integer),
             taffrail.add_price_version(text, text, timestamptz, text, bigint),
             taffrail.note_price_refresh(text, text, text),
@@ -53,8 +56,11 @@ begin
             taffrail.sum_units(jsonb),
             taffrail.add_units(jsonb, jsonb)
         to taffrail_balance;
-        grant select, insert on taffrail.api_provider_balances to taffrail_balance;
-        grant select on taffrail.price_versions, taffrail.price_refreshes to taffrail_balance;
+        grant select on
+            taffrail.api_provider_balances,
+            taffrail.price_versions,
+            taffrail.price_refreshes
+        to taffrail_balance;
         grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
     end if;
     if to_regrole('taffrail_reader') is not null then
@@ -157,6 +163,5 @@ create policy reader on taffrail.api_provider_balances for select using (not (se
 create policy reader on taffrail.price_versions for select using (true);
 create policy reader on taffrail.price_refreshes for select using (true);
 create policy reader on taffrail.api_cost_changes for select using (not (select taffrail.is_scoped()));
-create policy writer on taffrail.api_provider_balances for insert with check (true);
 
 call taffrail.set_up_roles();

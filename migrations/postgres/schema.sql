@@ -62,6 +62,37 @@ CREATE TYPE taffrail.incoming_usage AS (
 
 COMMENT ON TYPE taffrail.incoming_usage IS 'A row of api_usage_logs on its way in: raw_usage is still text.';
 
+CREATE FUNCTION taffrail.account_signals(lasting interval) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    select coalesce(json_agg(json_build_object(
+        'provider', provider,
+        'key_fingerprint', key_fingerprint,
+        'outcome', outcome,
+        'at', to_char(last_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+        'is_over', exists (
+            select from taffrail.api_usage_logs as later
+            where later.provider = refused.provider
+                and later.key_fingerprint is not distinct from refused.key_fingerprint
+                and later.outcome = 'ok'
+                and later.started_at > refused.last_at
+                and later.day >= (refused.last_at at time zone 'UTC')::date - 1
+        )
+    )), '[]')::text
+    from (
+        select provider, key_fingerprint, outcome, max(started_at) as last_at
+        from taffrail.api_usage_logs
+        where outcome in ('quota_exhausted', 'account_locked', 'rate_limited')
+            and outcome <> 'ok'
+            and started_at > now() - lasting
+            and day >= ((now() - lasting) at time zone 'UTC')::date - 1
+        group by provider, key_fingerprint, outcome
+    ) as refused
+$$;
+
+COMMENT ON FUNCTION taffrail.account_signals(lasting interval) IS 'What traffic shows of accounts: refusals for want of money, of locked accounts and of too many requests.';
+
 CREATE FUNCTION taffrail.add_units(a jsonb, b jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -360,6 +391,42 @@ $$;
 
 COMMENT ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) IS 'The halves of jobs that have no row and wait in vain for the other half or an end.';
 
+CREATE FUNCTION taffrail.record_balance(reading text) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with told as (
+        select * from json_to_recordset(reading::json) as part (
+            provider text, account text, slot timestamptz, part smallint, read_at timestamptz,
+            result text, kind text, currency text, balance numeric, detail text, raw text
+        )
+    ), taken as (
+        insert into taffrail.api_provider_balances as known (
+            provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw
+        )
+        select provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw::json
+        from told
+        where part = 0
+        on conflict (provider, account, slot, part) do update set
+            read_at = excluded.read_at, result = excluded.result, kind = excluded.kind,
+            currency = excluded.currency, balance = excluded.balance, detail = excluded.detail,
+            raw = excluded.raw
+        where known.result <> 'ok' and excluded.result = 'ok'
+        returning 1
+    ), others as (
+        insert into taffrail.api_provider_balances (
+            provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw
+        )
+        select provider, account, slot, part, read_at, result, kind, currency, balance, detail, raw::json
+        from told
+        where part > 0 and exists (select from taken)
+        on conflict (provider, account, slot, part) do nothing
+    )
+    select exists (select from taken)
+$$;
+
+COMMENT ON FUNCTION taffrail.record_balance(reading text) IS 'Takes in a reading of an account, once for its slot; returns whether it was taken.';
+
 CREATE FUNCTION taffrail.record_usage(batch text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
@@ -519,12 +586,16 @@ begin
             taffrail.record_usage(text),
             taffrail.overdue_jobs(interval, interval, integer),
             taffrail.drop_jobs(date, integer),
+            taffrail.record_balance(text),
+            taffrail.take_lease(text, text, interval),
+            taffrail.account_signals(interval),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
             taffrail.add_units(jsonb, jsonb)
         to taffrail_balance;
-        grant select, insert on taffrail.api_provider_balances, taffrail.price_versions to taffrail_balance;
+        grant select, insert on taffrail.price_versions to taffrail_balance;
+        grant select on taffrail.api_provider_balances to taffrail_balance;
         grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
     end if;
     if to_regrole('taffrail_reader') is not null then
@@ -548,6 +619,22 @@ end
 $$;
 
 COMMENT ON PROCEDURE taffrail.set_up_roles() IS 'Makes the roles that are missing and gives each its rights; may be called again.';
+
+CREATE FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with taken as (
+        insert into taffrail.leases as known (name, holder, expires_at)
+        values (wanted, by_holder, now() + lasting)
+        on conflict (name) do update set holder = excluded.holder, expires_at = excluded.expires_at
+        where known.holder = excluded.holder or known.expires_at <= now()
+        returning 1
+    )
+    select exists (select from taken)
+$$;
+
+COMMENT ON FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) IS 'Takes or keeps a lease; returns whether the holder has it now.';
 
 CREATE TABLE taffrail.api_usage_aggregates (
     granularity text NOT NULL COLLATE pg_catalog."C",
@@ -728,33 +815,42 @@ COMMENT ON COLUMN taffrail.api_jobs.updated_at IS 'When a half, or the row, last
 CREATE TABLE taffrail.api_provider_balances (
     provider text NOT NULL,
     account text NOT NULL,
-    kind text NOT NULL,
     slot timestamp with time zone NOT NULL,
+    part smallint DEFAULT 0 NOT NULL,
     read_at timestamp with time zone NOT NULL,
     result text NOT NULL,
+    kind text,
     currency text,
-    balance numeric
+    balance numeric,
+    detail text,
+    raw json
 );
 
 ALTER TABLE ONLY taffrail.api_provider_balances FORCE ROW LEVEL SECURITY;
 
-COMMENT ON TABLE taffrail.api_provider_balances IS 'One row per account, kind and reading. A failed reading has a result and no balance.';
+COMMENT ON TABLE taffrail.api_provider_balances IS 'One row per account, reading and currency. A failed reading has a result and no balance.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.provider IS 'The provider''s name.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.account IS 'The account''s name in the configuration.';
 
-COMMENT ON COLUMN taffrail.api_provider_balances.kind IS 'prepaid, key_limit or ledger.';
+COMMENT ON COLUMN taffrail.api_provider_balances.slot IS 'The scheduled time of the reading; its own time if it was asked for.';
 
-COMMENT ON COLUMN taffrail.api_provider_balances.slot IS 'The scheduled time of the reading.';
+COMMENT ON COLUMN taffrail.api_provider_balances.part IS 'Which currency of the reading, from 0.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.read_at IS 'When it was read.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.result IS 'ok, auth, unsupported, rate_limited, timeout or error.';
 
-COMMENT ON COLUMN taffrail.api_provider_balances.currency IS 'The provider''s own currency.';
+COMMENT ON COLUMN taffrail.api_provider_balances.kind IS 'prepaid, key_limit or ledger; null if there was no answer.';
 
-COMMENT ON COLUMN taffrail.api_provider_balances.balance IS 'In that currency; null is unknown.';
+COMMENT ON COLUMN taffrail.api_provider_balances.currency IS 'The provider''s own currency or unit.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.balance IS 'In that currency; null is unknown or without limit.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.detail IS 'What went wrong, in a line.';
+
+COMMENT ON COLUMN taffrail.api_provider_balances.raw IS 'The provider''s answer, without anything that could be a key.';
 
 CREATE VIEW taffrail.api_usage_buckets WITH (security_invoker='true') AS
  SELECT api_usage_aggregates.granularity,
@@ -959,6 +1055,20 @@ COMMENT ON COLUMN taffrail.api_usage_logs.trace_id IS 'From the request''s trace
 
 COMMENT ON COLUMN taffrail.api_usage_logs.span_id IS 'From the request''s traceparent.';
 
+CREATE TABLE taffrail.leases (
+    name text NOT NULL,
+    holder text NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+);
+
+COMMENT ON TABLE taffrail.leases IS 'Who does alone what is to be done once for a fleet, and until when.';
+
+COMMENT ON COLUMN taffrail.leases.name IS 'What is done.';
+
+COMMENT ON COLUMN taffrail.leases.holder IS 'The process that does it.';
+
+COMMENT ON COLUMN taffrail.leases.expires_at IS 'When another one may take it.';
+
 CREATE TABLE taffrail.price_versions (
     version text NOT NULL,
     source text NOT NULL,
@@ -1011,13 +1121,16 @@ ALTER TABLE ONLY taffrail.api_jobs
     ADD CONSTRAINT api_jobs_pkey PRIMARY KEY (provider, job_id);
 
 ALTER TABLE ONLY taffrail.api_provider_balances
-    ADD CONSTRAINT api_provider_balances_pkey PRIMARY KEY (provider, account, kind, slot);
+    ADD CONSTRAINT api_provider_balances_pkey PRIMARY KEY (provider, account, slot, part);
 
 ALTER TABLE ONLY taffrail.api_usage_aggregates
     ADD CONSTRAINT api_usage_aggregates_pkey PRIMARY KEY (granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard);
 
 ALTER TABLE ONLY taffrail.api_usage_logs
     ADD CONSTRAINT api_usage_logs_pkey PRIMARY KEY (id, day);
+
+ALTER TABLE ONLY taffrail.leases
+    ADD CONSTRAINT leases_pkey PRIMARY KEY (name);
 
 ALTER TABLE ONLY taffrail.price_versions
     ADD CONSTRAINT price_versions_pkey PRIMARY KEY (version);
@@ -1028,6 +1141,8 @@ ALTER TABLE ONLY taffrail.reader_scopes
 CREATE INDEX api_jobs_open ON taffrail.api_jobs USING btree (updated_at) WHERE (recorded_at IS NULL);
 
 CREATE INDEX api_jobs_recorded ON taffrail.api_jobs USING btree (recorded_at) WHERE (recorded_at IS NOT NULL);
+
+CREATE INDEX api_provider_balances_read_at ON taffrail.api_provider_balances USING btree (read_at);
 
 CREATE INDEX api_usage_logs_outcome ON ONLY taffrail.api_usage_logs USING btree (outcome, started_at DESC, id DESC) WHERE (outcome <> 'ok'::text);
 
@@ -1065,13 +1180,14 @@ CREATE POLICY reader ON taffrail.api_usage_logs FOR SELECT USING (((NOT ( SELECT
 
 CREATE POLICY reader ON taffrail.price_versions FOR SELECT USING (true);
 
-CREATE POLICY writer ON taffrail.api_provider_balances FOR INSERT WITH CHECK (true);
-
 CREATE POLICY writer ON taffrail.price_versions FOR INSERT WITH CHECK (true);
 
 GRANT USAGE ON SCHEMA taffrail TO taffrail_ingest;
 GRANT USAGE ON SCHEMA taffrail TO taffrail_balance;
 GRANT USAGE ON SCHEMA taffrail TO taffrail_reader;
+
+REVOKE ALL ON FUNCTION taffrail.account_signals(lasting interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.account_signals(lasting interval) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.add_units(a jsonb, b jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.add_units(a jsonb, b jsonb) TO taffrail_balance;
@@ -1111,6 +1227,9 @@ REVOKE ALL ON FUNCTION taffrail.outcome_class(outcome text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) TO taffrail_balance;
 
+REVOKE ALL ON FUNCTION taffrail.record_balance(reading text) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.record_balance(reading text) TO taffrail_balance;
+
 REVOKE ALL ON FUNCTION taffrail.record_usage(batch text) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.record_usage(batch text) TO taffrail_ingest;
 GRANT ALL ON FUNCTION taffrail.record_usage(batch text) TO taffrail_balance;
@@ -1122,6 +1241,9 @@ GRANT ALL ON FUNCTION taffrail.schema_version() TO taffrail_reader;
 
 REVOKE ALL ON PROCEDURE taffrail.set_up_roles() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) TO taffrail_balance;
+
 GRANT SELECT ON TABLE taffrail.api_usage_aggregates TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.api_usage_aggregates TO taffrail_reader;
 
@@ -1131,7 +1253,7 @@ REVOKE ALL ON FUNCTION taffrail.sum_units(jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.sum_units(jsonb) TO taffrail_balance;
 GRANT ALL ON FUNCTION taffrail.sum_units(jsonb) TO taffrail_reader;
 
-GRANT SELECT,INSERT ON TABLE taffrail.api_provider_balances TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.api_provider_balances TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.api_provider_balances TO taffrail_reader;
 
 GRANT SELECT ON TABLE taffrail.api_usage_buckets TO taffrail_balance;

@@ -12,6 +12,7 @@ use http::header::{self, HeaderName};
 
 use super::load::read_secret_file;
 use super::{Account, Config, KeyPath, Role};
+use crate::balance;
 use crate::metrics::labels::{
     ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
 };
@@ -295,6 +296,17 @@ impl Rules {
                 continue;
             }
             let default = built_in.as_ref().and_then(|known| known.default_upstream());
+            let is_billing_alone = provider.upstream.is_none()
+                && provider.dialect.is_none()
+                && provider.billing_url.is_some()
+                && balance::api(name).is_some();
+            if built_in.is_none() && is_billing_alone {
+                self.url(
+                    table.join("billing_url"),
+                    provider.billing_url.as_deref().unwrap_or_default(),
+                );
+                continue;
+            }
             if provider.upstream.is_none() && default.is_none() {
                 self.add(
                     table.join("upstream"),
@@ -331,7 +343,7 @@ impl Rules {
             let name = account.provider.as_str();
             let is_known = match provider::builtin(name) {
                 Some(provider) => provider.label() == name,
-                None => config.providers.contains_key(name),
+                None => config.providers.contains_key(name) || balance::api(name).is_some(),
             };
             if name.is_empty() {
                 self.add(table.join("provider"), "missing", known_names(config));
@@ -356,7 +368,8 @@ impl Rules {
             let is_keyless = account.api_key.is_none()
                 && account.api_key_file.is_none()
                 && account.api_key_env.is_none();
-            if is_keyless && config.role != Role::Sidecar {
+            let wants_key = is_known && balance::api(name).is_some();
+            if is_keyless && wants_key && config.role != Role::Sidecar {
                 self.0.push(Finding {
                     key: table.join("api_key_file"),
                     what: "missing, and api_key is not set either".to_owned(),
@@ -388,6 +401,14 @@ impl Rules {
                 format!("{critical} is more than warning_below = {warning}"),
                 "warning_below or less",
             );
+        }
+        if let Some(id) = &account.billing_id
+            && !id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        {
+            let accepted = "letters, digits, - and _";
+            self.add(table.join("billing_id"), "not an id", accepted);
         }
         if let Some(currency) = &account.currency
             && !(currency.len() == 3 && currency.bytes().all(|b| b.is_ascii_uppercase()))
@@ -591,7 +612,11 @@ fn known_names(config: &Config) -> String {
         .iter()
         .copied()
         .filter(|name| provider::builtin(name).is_some_and(|provider| provider.label() == *name));
-    vendors.chain(declared).collect::<Vec<_>>().join(", ")
+    let mut names: Vec<&str> = vendors.chain(declared).collect();
+    let tell_balances = balance::VENDORS.iter().copied();
+    names.extend(tell_balances.filter(|name| !provider::BUILTIN.contains(name)));
+    names.dedup();
+    names.join(", ")
 }
 
 #[cfg(test)]

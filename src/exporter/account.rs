@@ -7,6 +7,7 @@ use rust_decimal::Decimal;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ask::{Fault, FaultClass};
 use crate::secret::Secret;
 
 /// An account whose balance is read.
@@ -42,6 +43,29 @@ pub struct Account {
     /// What was paid in, where no API tells the balance: it is then kept as a ledger, these less
     /// what the traffic has cost since the first of them.
     pub top_ups: Vec<TopUp>,
+}
+
+impl Account {
+    /// The key as it is now: that of the file, so that it can be rotated, else the configured one.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is empty.
+    pub fn current_key(&self) -> Result<Option<Secret>, Fault> {
+        let Some(path) = &self.api_key_file else {
+            return Ok(self.api_key.clone());
+        };
+        let cannot = |why: String| {
+            let path = path.display();
+            let detail = format!("cannot read the key from {path}: {why}");
+            Fault::new(FaultClass::Auth, detail)
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(cannot("it is empty".to_owned()));
+        }
+        Ok(Some(Secret::new(text)))
+    }
 }
 
 /// A payment into an account.

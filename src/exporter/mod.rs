@@ -6,7 +6,10 @@
 //! else. Nothing here may hold up the drain.
 
 pub mod account;
+pub mod balances;
 pub mod fetch;
 pub mod housekeeping;
 pub mod jobs;
+pub mod prices;
 pub mod schedule;
+mod standing;

@@ -36,6 +36,8 @@ pub enum Group {
     Usage,
     /// The way of a record from the end of its request to the store.
     Records,
+    /// What is left in accounts.
+    Balances,
     /// Prices and scheduled tasks.
     Upkeep,
     /// Taffrail itself.
@@ -115,7 +117,7 @@ impl Descriptor {
     }
 }
 
-use Group::{Process, Records, Traffic, Upkeep, Usage};
+use Group::{Balances, Process, Records, Traffic, Upkeep, Usage};
 use Kind::{Counter, Gauge, Histogram};
 
 /// Requests that ended.
@@ -472,6 +474,88 @@ pub const STORE_RETRIES: Descriptor = family(
     "Batches that the store did not take and that are tried again",
 );
 
+/// What is left.
+pub const BALANCE: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance",
+    &["provider", "account", "kind", "currency"],
+    "What is left in an account, in its own currency or unit, as last read; absent while unknown or without limit",
+);
+
+/// When somebody is to be told.
+pub const BALANCE_THRESHOLD: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_threshold",
+    &["provider", "account", "level"],
+    "The configured balance below which an alert is wanted, by how urgent it is",
+);
+
+/// How fast it goes.
+pub const BALANCE_BURN: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_burn_per_hour",
+    &["provider", "account", "currency"],
+    "What an account spends in an hour: by what its traffic cost in the last day, else by its last two balances; absent while unknown",
+);
+
+/// How long it lasts.
+pub const BALANCE_TIME_LEFT: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_time_left_seconds",
+    &["provider", "account", "currency"],
+    "How long the balance lasts if it goes on as fast; absent while unknown",
+);
+
+/// Age of balances.
+pub const BALANCE_LAST_SUCCESS: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_last_success_timestamp_seconds",
+    &["provider", "account"],
+    "When the balance was last read",
+);
+
+/// Whether the last reading succeeded.
+pub const BALANCE_SYNC_UP: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_balance_sync_up",
+    &["provider", "account"],
+    "1 if the last reading of the balance succeeded, 0 if it failed; absent where the provider tells none",
+);
+
+/// Readings of balances.
+pub const BALANCE_SYNCS: Descriptor = family(
+    Counter,
+    Balances,
+    "taffrail_balance_syncs_total",
+    &["provider", "account", "result"],
+    "Attempts to read a balance, by how they ended",
+);
+
+/// Duration of readings.
+pub const BALANCE_SYNC_DURATION: Descriptor = family(
+    Histogram,
+    Balances,
+    "taffrail_balance_sync_duration_seconds",
+    &["provider", "account"],
+    "How long reading a balance took, all its calls together",
+)
+.buckets(&[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]);
+
+/// What can be expected of an account.
+pub const ACCOUNT_STATE: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_account_state",
+    &["provider", "account", "state"],
+    "1 for the state that an account is in, by its balance and by what its traffic shows; absent while nothing is known",
+);
+
 /// Size of the price book.
 pub const PRICE_MODELS: Descriptor = family(
     Gauge,
@@ -497,6 +581,15 @@ pub const PRICE_REFRESHES: Descriptor = family(
     "taffrail_price_refreshes_total",
     &["provider", "source", "result"],
     "Attempts to fetch prices",
+);
+
+/// Prices that wait for a person's word.
+pub const PRICE_HELD_BACK: Descriptor = family(
+    Gauge,
+    Upkeep,
+    "taffrail_price_held_back_concerns",
+    &["provider", "source"],
+    "What looks wrong about new prices that wait for `taffrail prices refresh --accept`",
 );
 
 /// Runs of scheduled tasks.
@@ -637,6 +730,15 @@ pub const ALL: &[&Descriptor] = &[
     &STORE_UP,
     &STORE_BATCH_DURATION,
     &STORE_RETRIES,
+    &BALANCE,
+    &BALANCE_THRESHOLD,
+    &BALANCE_BURN,
+    &BALANCE_TIME_LEFT,
+    &BALANCE_LAST_SUCCESS,
+    &BALANCE_SYNC_UP,
+    &BALANCE_SYNCS,
+    &BALANCE_SYNC_DURATION,
+    &ACCOUNT_STATE,
     &PRICE_MODELS,
     &PRICE_LAST_SUCCESS,
     &PRICE_REFRESHES,

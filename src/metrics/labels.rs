@@ -26,12 +26,15 @@ pub const ATTRIBUTION_LABELS_MAX: usize = 8;
 /// Label names that attribution cannot take: our own, the reserved ones of Prometheus, and those
 /// that Prometheus sets on every target.
 const RESERVED: &[&str] = &[
+    "account",
     "code",
+    "currency",
     "fidelity",
     "instance",
     "job",
     "kind",
     "le",
+    "level",
     "limit",
     "listener",
     "model",
@@ -44,6 +47,7 @@ const RESERVED: &[&str] = &[
     "result",
     "source",
     "stage",
+    "state",
     "task",
     "type",
     "unit",

@@ -11,6 +11,7 @@
 //! by stage, [`exposition`] the
 //! formats, [`process`] the numbers of the process.
 
+mod accounts;
 pub mod catalogue;
 pub mod exposition;
 mod families;
@@ -36,6 +37,7 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 use tokio::time::Instant;
 
+pub use self::accounts::AccountView;
 use self::exposition::Format;
 use self::families::{Families, GaugeF64, LabelledFamily};
 use self::labels::{ATTRIBUTION_LABELS_MAX, Names, OTHER, Slot, UNKNOWN, clean};
@@ -43,8 +45,8 @@ use self::records::Records;
 use self::series::{Budget, Handles, Key, Series, SeriesMap};
 use self::values::ExactCounter;
 pub use self::vocabulary::{
-    HandshakeFault, JournalFault, Limit, Listener, Phase, ProxyError, Reason, Rewrite, RunResult,
-    Stage,
+    AccountState, HandshakeFault, JournalFault, Level, Limit, Listener, Phase, PriceResult,
+    ProxyError, Reason, Rewrite, RunResult, Stage, SyncResult,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;
@@ -633,12 +635,12 @@ impl Metrics {
         &self,
         provider: &str,
         source: &str,
-        result: RunResult,
+        result: PriceResult,
         now: DateTime<Utc>,
     ) {
         let refreshes = &self.families.price_refreshes;
         refreshes.with(&[provider, source, result.as_str()]).inc();
-        if result == RunResult::Ok {
+        if result == PriceResult::Ok {
             let timestamp = timestamp_seconds(now);
             set(
                 &self.families.price_last_success,
@@ -646,6 +648,12 @@ impl Metrics {
                 timestamp,
             );
         }
+    }
+
+    /// Takes how much about a source's new prices looks wrong, so that they are held back.
+    pub fn price_held_back(&self, provider: &str, source: &str, concerns: u64) {
+        let held_back = &self.families.price_held_back;
+        set(held_back, &[provider, source], float(concerns));
     }
 
     /// Counts a run of a scheduled task that ended at `now`.

@@ -158,6 +158,68 @@ label_values! {
 }
 
 label_values! {
+    /// How reading a balance ended.
+    SyncResult {
+        /// There is a balance.
+        Ok = "ok",
+        /// The key is wrong, or not of the kind that is needed.
+        Auth = "auth",
+        /// The provider tells no balance.
+        Unsupported = "unsupported",
+        /// The provider wants to be asked less often.
+        RateLimited = "rate_limited",
+        /// There was no answer in time.
+        Timeout = "timeout",
+        /// Anything else.
+        Error = "error",
+    }
+}
+
+label_values! {
+    /// How an attempt to refresh the prices of a source ended.
+    PriceResult {
+        /// Its list was read, and is in force.
+        Ok = "ok",
+        /// Its list was read, looks wrong, and waits for a person's word.
+        HeldBack = "held_back",
+        /// It needs a key, and no account of the provider has one.
+        Skipped = "skipped",
+        /// The key is wrong.
+        Auth = "auth",
+        /// The provider wants to be asked less often.
+        RateLimited = "rate_limited",
+        /// There was no answer in time.
+        Timeout = "timeout",
+        /// Anything else: no connection, or no price list.
+        Error = "error",
+    }
+}
+
+label_values! {
+    /// What can be expected of an account.
+    AccountState {
+        /// It can be used.
+        Ok = "ok",
+        /// It has nothing left.
+        Exhausted = "exhausted",
+        /// The provider has locked it.
+        Locked = "locked",
+        /// The provider slows it down.
+        Throttled = "throttled",
+    }
+}
+
+label_values! {
+    /// How urgent it is that a balance is low.
+    Level {
+        /// Somebody is to look.
+        Warning = "warning",
+        /// Somebody is to be woken.
+        Critical = "critical",
+    }
+}
+
+label_values! {
     /// A bound on label values.
     Limit {
         /// A provider that is not configured.

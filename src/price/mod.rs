@@ -130,6 +130,16 @@ pub struct PriceBook {
     providers: HashMap<Box<str>, Arc<ProviderPrices>>,
 }
 
+impl Layer {
+    /// The kind of list that a source keeps.
+    pub fn of_source(source: &str) -> Layer {
+        match PRICE_APIS.iter().any(|api| api.provider == source) {
+            true => Layer::Api,
+            false => Layer::Import,
+        }
+    }
+}
+
 /// A version of a list, as it is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Version<'a> {
@@ -264,6 +274,19 @@ impl PriceBook {
 
     /// Prices a usage. Does not allocate when the model is listed under its exact name.
     pub fn price(&self, query: &Query<'_>) -> Priced {
+        self.price_by(query, |prices| prices.at(query.at))
+    }
+
+    /// Prices a usage as with the version of that name, if the book has its price of the model.
+    pub fn price_with(&self, query: &Query<'_>, version: &str) -> Priced {
+        self.price_by(query, |prices| prices.of_version(version, query.at))
+    }
+
+    fn price_by<'a>(
+        &'a self,
+        query: &Query<'_>,
+        choose: impl FnOnce(&'a ModelPrices) -> Option<&'a Price>,
+    ) -> Priced {
         let mut priced = Priced {
             cost: None,
             version: Arc::clone(&self.version),
@@ -274,8 +297,7 @@ impl PriceBook {
             return priced;
         }
         let found = self.find(query.provider, query.model);
-        let price =
-            found.and_then(|(prices, is_stand_in)| Some((prices.at(query.at)?, is_stand_in)));
+        let price = found.and_then(|(prices, is_stand_in)| Some((choose(prices)?, is_stand_in)));
         let Some((price, is_stand_in)) = price else {
             priced.missing = Some(Missing::Model);
             return priced;

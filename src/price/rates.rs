@@ -263,6 +263,11 @@ impl Price {
         self.standard.above.iter().map(|(limit, _)| *limit)
     }
 
+    /// Whether the price depends on what a row does not tell: a size, a quality, a region.
+    pub fn depends_on_more_than_usage(&self) -> bool {
+        !self.variants.is_empty() || !self.regions.is_empty()
+    }
+
     /// The rates by size and quality of an image, or resolution of a video.
     pub fn variant_rates(&self) -> impl Iterator<Item = (&str, Unit, Rate)> {
         self.variants.iter().flat_map(|(name, rates)| {
@@ -454,6 +459,12 @@ impl ModelPrices {
     /// The price that holds at a time; `None` before the first one began.
     pub fn at(&self, at: DateTime<Utc>) -> Option<&Price> {
         self.prices.iter().rev().find(|price| price.is_active(at))
+    }
+
+    /// The price of a version that holds at a time, if nothing had superseded it.
+    pub(super) fn of_version(&self, version: &str, at: DateTime<Utc>) -> Option<&Price> {
+        let mut prices = self.prices.iter().rev();
+        prices.find(|price| *price.version == *version && price.is_active(at))
     }
 
     /// These prices, followed by `new` from a time on; `None` if nothing is different then. Prices

@@ -67,13 +67,10 @@ impl Identity {
             .iter()
             .filter_map(|(label, name)| Some((label.clone(), name.parse().ok()?)))
             .collect();
-        // HMAC takes keys of any length, so this never fails.
-        let mac = Hmac::<Sha256>::new_from_slice(pepper.as_bytes())
-            .unwrap_or_else(|_| Hmac::<Sha256>::new(&Default::default()));
         Identity {
             fixed: config.fixed.clone(),
             headers,
-            mac,
+            mac: keyed(pepper),
         }
     }
 
@@ -114,12 +111,26 @@ impl Identity {
             Some(space) => value.get(space + 1..).unwrap_or_default().trim_ascii(),
             None => value,
         };
-        let mut mac = self.mac.clone();
-        mac.update(key);
-        let digest = mac.finalize().into_bytes();
-        let first = u64::from_be_bytes(*digest.first_chunk()?);
-        Some(format!("{first:016x}"))
+        digest(self.mac.clone(), key)
     }
+}
+
+/// The fingerprint that requests with this key have.
+pub fn fingerprint(pepper: &str, key: &str) -> Option<String> {
+    digest(keyed(pepper), key.as_bytes())
+}
+
+fn keyed(pepper: &str) -> Hmac<Sha256> {
+    // HMAC takes keys of any length, so this never fails.
+    Hmac::<Sha256>::new_from_slice(pepper.as_bytes())
+        .unwrap_or_else(|_| Hmac::<Sha256>::new(&Default::default()))
+}
+
+fn digest(mut mac: Hmac<Sha256>, key: &[u8]) -> Option<String> {
+    mac.update(key);
+    let digest = mac.finalize().into_bytes();
+    let first = u64::from_be_bytes(*digest.first_chunk()?);
+    Some(format!("{first:016x}"))
 }
 
 /// Removes the fields that are meant for Taffrail alone.

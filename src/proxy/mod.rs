@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 
 pub use authority::Authority;
 pub use certificate::ServerTls;
-pub use identity::{AttributionConfig, KEY_FIELDS};
+pub use identity::{AttributionConfig, KEY_FIELDS, fingerprint};
 pub use refusal::ERROR_HEADER;
 pub use route::{Route, Routes};
 pub use tls::tls_config;

@@ -9,6 +9,7 @@
 //! A store is never on the path of a request: only [`drain`] writes, and it can wait. Errors are
 //! told apart by what the caller does about them: wait, split the batch, hold, or stop.
 
+mod balances;
 pub mod drain;
 mod jobs;
 mod postgres;
@@ -29,6 +30,7 @@ use uuid::Uuid;
 use crate::record::UsageRecord;
 use crate::usage::Unit;
 
+pub use balances::{AccountSignal, BalanceReading};
 pub use jobs::{JobNews, JobQuery, OverdueJob};
 pub use postgres::Postgres;
 pub use prices::{CostChange, CostQuery, NewPriceVersion, PriceRefresh, PriceVersion};
@@ -435,6 +437,78 @@ impl Store {
         match self {
             Store::Sqlite(store) => store.recost(changes).await,
             Store::Postgres(store) => store.recost(changes).await,
+        }
+    }
+
+    /// The time by the clock of the store, which is one for a fleet. Brings the schema up to date
+    /// if that is wanted and needed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`].
+    pub async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.now().await,
+            Store::Postgres(store) => store.now().await,
+        }
+    }
+
+    /// Takes or keeps a lease for `lasting` by the clock of the store; whether `holder` has it now.
+    /// A file on one machine has one exporter, which always does.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn take_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        lasting: Duration,
+    ) -> Result<bool, StoreError> {
+        match self {
+            Store::Sqlite(_) => Ok(true),
+            Store::Postgres(store) => store.take_lease(name, holder, lasting).await,
+        }
+    }
+
+    /// Keeps a reading of an account, once for its slot; whether it was taken. One that succeeded
+    /// takes the place of one that did not.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::apply`].
+    pub async fn record_balance(&self, reading: &BalanceReading) -> Result<bool, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.record_balance(reading).await,
+            Store::Postgres(store) => store.record_balance(reading).await,
+        }
+    }
+
+    /// The last two readings of each account that succeeded, and the last two that did not, of the
+    /// last 30 days; by account and slot.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn latest_balances(&self) -> Result<Vec<BalanceReading>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.latest_balances().await,
+            Store::Postgres(store) => store.latest_balances().await,
+        }
+    }
+
+    /// What traffic of the time `lasting` shows of accounts.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn account_signals(
+        &self,
+        lasting: Duration,
+    ) -> Result<Vec<AccountSignal>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.account_signals(lasting).await,
+            Store::Postgres(store) => store.account_signals(lasting).await,
         }
     }
 

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use serde::de::DeserializeOwned;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use crate::fault::Outcome;
 use crate::record::UsageRecord;
 
+use super::balances::{self, AccountSignal, BalanceReading, Signal};
 use super::jobs::{Answer, JobNews, JobQuery, Overdue, OverdueJob, Told};
 use super::query::{Dimension, LogQuery, Source, Totals, UsageQuery, UsageRow, sources};
 use super::row::{COLUMNS, Kind, LogRow, TOKEN_COLUMNS, Value, encode};
@@ -339,6 +340,70 @@ impl Postgres {
         call.push_bind(JOBS_PER_DROP).push(")");
         let dropped: i64 = self.call(call).await?;
         Ok(u64::try_from(dropped).unwrap_or_default())
+    }
+
+    pub(super) async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        self.prepare().await?;
+        self.call(QueryBuilder::new("select now()")).await
+    }
+
+    pub(super) async fn take_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        lasting: Duration,
+    ) -> Result<bool, StoreError> {
+        let mut call = QueryBuilder::new("select taffrail.take_lease(");
+        call.push_bind(name).push(", ");
+        call.push_bind(holder).push(", make_interval(secs => ");
+        call.push_bind(lasting.as_secs_f64()).push("))");
+        self.call(call).await
+    }
+
+    pub(super) async fn record_balance(
+        &self,
+        reading: &BalanceReading,
+    ) -> Result<bool, StoreError> {
+        let reading = serde_json::to_string(&balances::parts(reading))
+            .map_err(|error| StoreError::Rejected(error.to_string()))?;
+        let mut call = QueryBuilder::new("select taffrail.record_balance(");
+        call.push_bind(reading).push(")");
+        self.call(call).await
+    }
+
+    pub(super) async fn latest_balances(&self) -> Result<Vec<BalanceReading>, StoreError> {
+        let mut select = QueryBuilder::new(
+            "select coalesce(json_agg(json_build_object( \
+                 'provider', provider, 'account', account, 'slot', slot, 'part', part, \
+                 'read_at', read_at, 'result', result, 'kind', kind, 'currency', currency, \
+                 'balance', balance::text, 'detail', detail, 'raw', raw::text \
+             ) order by provider, account, slot, part), '[]')::text \
+             from ( \
+                 select *, dense_rank() over ( \
+                     partition by provider, account, result = 'ok' order by slot desc \
+                 ) as age \
+                 from taffrail.api_provider_balances where read_at > now() - ",
+        );
+        select.push_bind(balances::LATEST_DAYS);
+        select.push("::int * interval '1 day') as readings where age <= ");
+        select.push_bind(balances::LATEST_EACH);
+        let rows = self.read(select).await?;
+        let json: &str = match rows.first() {
+            Some(row) => row.try_get(0).map_err(classify)?,
+            None => "[]",
+        };
+        balances::readings(parse_answer(json)?)
+    }
+
+    pub(super) async fn account_signals(
+        &self,
+        lasting: Duration,
+    ) -> Result<Vec<AccountSignal>, StoreError> {
+        let mut call = QueryBuilder::new("select taffrail.account_signals(make_interval(secs => ");
+        call.push_bind(lasting.as_secs_f64()).push("))");
+        let signals: String = self.call(call).await?;
+        let signals: Vec<Signal> = parse_answer(&signals)?;
+        Ok(signals.into_iter().filter_map(Signal::read).collect())
     }
 
     pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {

@@ -26,6 +26,7 @@ use crate::clock;
 use crate::fault::Outcome;
 use crate::record::{Operation, UsageRecord};
 
+use super::balances::{self, AccountSignal, BalanceReading, Part, Signal};
 use super::jobs::{Answer, JobNews, JobQuery, Overdue, OverdueJob, Told, bare};
 use super::query::{
     Dimension, Granularity, LogQuery, Source, Totals, UsageQuery, UsageRow, bucket_start, sources,
@@ -401,6 +402,103 @@ impl Sqlite {
         .await
         .map_err(classify)?;
         Ok(dropped.rows_affected())
+    }
+
+    /// By the clock of this machine, which the database is on.
+    pub(super) async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        self.writer().await?;
+        Ok(clock::wall())
+    }
+
+    pub(super) async fn record_balance(
+        &self,
+        reading: &BalanceReading,
+    ) -> Result<bool, StoreError> {
+        let writer = self.writer().await?;
+        let mut transaction = writer
+            .begin_with("begin immediate")
+            .await
+            .map_err(classify)?;
+        let mut is_taken = false;
+        for part in balances::parts(reading) {
+            if part.part > 0 && !is_taken {
+                break;
+            }
+            let done = sqlx::query(
+                "insert into api_provider_balances (provider, account, slot, part, read_at, \
+                 result, kind, currency, balance, detail, raw) \
+                 values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+                 on conflict (provider, account, slot, part) do update set \
+                 read_at = excluded.read_at, result = excluded.result, kind = excluded.kind, \
+                 currency = excluded.currency, balance = excluded.balance, \
+                 detail = excluded.detail, raw = excluded.raw \
+                 where api_provider_balances.result <> 'ok' and excluded.result = 'ok'",
+            )
+            .bind(part.provider)
+            .bind(part.account)
+            .bind(part.slot)
+            .bind(part.part)
+            .bind(part.read_at)
+            .bind(part.result)
+            .bind(part.kind)
+            .bind(part.currency)
+            .bind(part.balance)
+            .bind(part.detail)
+            .bind(part.raw)
+            .execute(&mut *transaction)
+            .await
+            .map_err(classify)?;
+            is_taken = done.rows_affected() > 0;
+        }
+        transaction.commit().await.map_err(classify)?;
+        Ok(is_taken)
+    }
+
+    pub(super) async fn latest_balances(&self) -> Result<Vec<BalanceReading>, StoreError> {
+        let since = clock::wall() - TimeDelta::days(balances::LATEST_DAYS);
+        let parts: Vec<Part> = sqlx::query_as(
+            "select provider, account, slot, part, read_at, result, kind, currency, balance, \
+             detail, raw from ( \
+                 select *, dense_rank() over ( \
+                     partition by provider, account, result = 'ok' order by slot desc \
+                 ) as age \
+                 from api_provider_balances where read_at > ? \
+             ) where age <= ? order by provider, account, slot, part",
+        )
+        .bind(timestamp(since))
+        .bind(balances::LATEST_EACH)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(classify)?;
+        balances::readings(parts)
+    }
+
+    pub(super) async fn account_signals(
+        &self,
+        lasting: Duration,
+    ) -> Result<Vec<AccountSignal>, StoreError> {
+        let since = TimeDelta::from_std(lasting).unwrap_or(TimeDelta::MAX);
+        let since = clock::wall().checked_sub_signed(since).unwrap_or_default();
+        let signals: Vec<Signal> = sqlx::query_as(
+            "select provider, key_fingerprint, outcome, at, exists ( \
+                 select 1 from api_usage_logs as later \
+                 where later.provider = refused.provider \
+                     and later.key_fingerprint is refused.key_fingerprint \
+                     and later.outcome = 'ok' and later.started_at > refused.at \
+             ) as is_over \
+             from ( \
+                 select provider, key_fingerprint, outcome, max(started_at) as at \
+                 from api_usage_logs \
+                 where outcome in ('quota_exhausted', 'account_locked', 'rate_limited') \
+                     and outcome <> 'ok' and started_at > ? \
+                 group by provider, key_fingerprint, outcome \
+             ) as refused",
+        )
+        .bind(timestamp(since))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(classify)?;
+        Ok(signals.into_iter().filter_map(Signal::read).collect())
     }
 
     pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageRow>, StoreError> {

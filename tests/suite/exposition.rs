@@ -18,13 +18,15 @@ use chrono::{DateTime, Utc};
 use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model::MetricFamily;
 use prost::Message;
 use rust_decimal::Decimal;
+use taffrail::balance::BalanceKind;
 use taffrail::caller::{Caller, Instance};
 use taffrail::fault::{Outcome, OutcomeClass};
 use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
-    Config, HandshakeFault, JournalFault, JournalReading, Limit, Listener, Metrics, Phase,
-    ProxyError, Reason, Rewrite, RunResult, Stage, labels, process,
+    AccountState, AccountView, Config, HandshakeFault, JournalFault, JournalReading, Level, Limit,
+    Listener, Metrics, Phase, ProxyError, Reason, Rewrite, RunResult, Stage, SyncResult, labels,
+    process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -217,6 +219,17 @@ fn touched() -> Metrics {
     let then = DateTime::from_timestamp(1_700_000_000, 500_000_000).unwrap();
     metrics.price_refresh("openrouter", "models_api", RunResult::Ok, then);
     metrics.price_refresh("openrouter", "models_api", RunResult::Error, then);
+    metrics.account("fal", "prod", &[(Level::Warning, Decimal::TEN)]);
+    metrics.balance_sync("fal", "prod", SyncResult::Ok, Duration::from_millis(300));
+    let view = AccountView {
+        balances: vec![("prepaid", "USD".to_owned(), Decimal::new(245_031, 4))],
+        burn_per_hour: vec![("USD".to_owned(), Decimal::new(5, 1))],
+        time_left: vec![("USD".to_owned(), Duration::from_secs(176_400))],
+        last_success: Some(then),
+        is_up: Some(true),
+        state: Some(AccountState::Ok),
+    };
+    metrics.account_view("fal", "prod", &AccountView::default(), &view);
     metrics.schedule_task("prices");
     metrics.schedule_run("prices", RunResult::Ok, then);
     metrics.meter_panic();
@@ -1120,6 +1133,13 @@ const GROUPS: &[(Group, &str, &str)] = &[
         "What became of each record. The journal's numbers are read at the scrape, the others are counted as they happen.",
     ),
     (
+        Group::Balances,
+        "Balances",
+        "As the providers tell them, by schedule; docs/balances.md has what each of them tells. A failed reading leaves the balance as it \
+         was and lets its timestamp age. Join with the thresholds on `provider` and `account`: \
+         `taffrail_balance_threshold > on (provider, account) group_left taffrail_balance`.",
+    ),
+    (
         Group::Upkeep,
         "Prices and schedule",
         "A timestamp that ages says more than an error that is counted: alert on `time() - …_last_success_timestamp_seconds`.",
@@ -1188,8 +1208,15 @@ fn label_values(label: &str) -> String {
             "of jobs `queue`, `run`; of overhead {}",
             words(Phase::ALL.iter().map(|phase| phase.as_str()))
         ),
+        "account" => "an account's name in the configuration".to_owned(),
+        "currency" => {
+            "a currency (ISO 4217) or the provider's own unit, such as `credits`".to_owned()
+        }
+        "state" => words(AccountState::ALL.iter().map(|state| state.as_str())),
+        "level" => words(Level::ALL.iter().map(|level| level.as_str())),
         "kind" => format!(
-            "of rate limits `requests`, `tokens`; of rewrites {}; of journal faults {}",
+            "of balances {}; of rate limits `requests`, `tokens`; of rewrites {}; of journal faults {}",
+            words(BalanceKind::ALL.iter().map(|kind| kind.as_str())),
             words(Rewrite::ALL.iter().map(|rewrite| rewrite.as_str())),
             words(JournalFault::ALL.iter().map(|fault| fault.as_str()))
         ),
@@ -1209,7 +1236,11 @@ fn label_values(label: &str) -> String {
         ),
         "fidelity" => words(Fidelity::ALL.iter().map(|fidelity| fidelity.as_str())),
         "stage" => words(Stage::ALL.iter().map(|stage| stage.as_str())),
-        "result" => words(RunResult::ALL.iter().map(|result| result.as_str())),
+        "result" => format!(
+            "of balances {}; of the others {}",
+            words(SyncResult::ALL.iter().map(|result| result.as_str())),
+            words(RunResult::ALL.iter().map(|result| result.as_str()))
+        ),
         "task" => "a scheduled task".to_owned(),
         "limit" => words(Limit::ALL.iter().map(|limit| limit.as_str())),
         "version" => "the version of Taffrail".to_owned(),

@@ -13,7 +13,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
     ),
     ("wire", &["wire"]),
     ("provider", &["provider"]),
-    ("price", &["price"]),
+    ("price", &["balance", "price"]),
     (
         "records",
         &["clock", "journal", "ledger", "metrics", "store"],
@@ -28,11 +28,12 @@ const GROUPS: [(&str, &[&str]); 9] = [
             "check",
             "cli",
             "config",
+            "recost",
             "report",
             "telemetry",
         ],
     ),
-    ("wiring", &["app", "demo", "lib", "main"]),
+    ("wiring", &["app", "demo", "lib", "main", "price_commands"]),
 ];
 
 /// The first group that may wait, read a clock or open a file.

@@ -12,6 +12,7 @@
 
 mod admin;
 mod backfill;
+mod balances;
 mod chat_jobs;
 mod check;
 mod clusters;

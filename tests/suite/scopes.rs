@@ -46,8 +46,8 @@ async fn filled() -> Option<(Database, Uuid)> {
     store.close().await;
     database
         .execute(
-            "insert into taffrail.api_provider_balances (provider, account, kind, slot, read_at, result)
-             values ('openrouter', 'main', 'prepaid', now(), now(), 'ok')",
+            "insert into taffrail.api_provider_balances (provider, account, slot, read_at, result)
+             values ('openrouter', 'main', now(), now(), 'ok')",
         )
         .await;
     Some((database, of_lab.unwrap()))
