@@ -23,7 +23,7 @@ use crate::exporter::balances::{self, Balances, Filter, SyncLine};
 use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
-use crate::exporter::prices::{Caution, Refresher, Shelf, is_failure, lay_versions};
+use crate::exporter::prices::{Refresher, Shelf, is_failure, lay_versions};
 use crate::exporter::schedule::{Schedule, Task};
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
@@ -418,7 +418,7 @@ fn price_task(config: &Config, refresher: Refresher) -> Task {
         run: Box::new(move || {
             let refresher = refresher.clone();
             Box::pin(async move {
-                let refreshed = refresher.refresh(None, Caution::HoldBack).await;
+                let refreshed = refresher.refresh_used().await;
                 let failed = refreshed.iter().filter(|it| is_failure(it)).count();
                 anyhow::ensure!(failed == 0, "{failed} price lists were not taken");
                 Ok(())

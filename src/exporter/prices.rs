@@ -260,11 +260,32 @@ pub struct Refresher {
 }
 
 impl Refresher {
-    /// Reads every list, or that of one provider. A failure of one does not stop the others.
+    /// Reads every list of a provider that is in use: that has an account or had traffic lately. The
+    /// others are not called for nothing.
+    pub async fn refresh_used(&self) -> Vec<Refreshed> {
+        let used = self.models_of_traffic().await;
+        let is_used = |api: &PriceApiFacts| {
+            let mut accounts = self.accounts.iter();
+            accounts.any(|account| account.provider == api.provider)
+                || used.iter().any(|(provider, _)| provider == api.provider)
+        };
+        self.refresh_each(is_used, Caution::HoldBack).await
+    }
+
+    /// Reads every list, or that of one provider.
     pub async fn refresh(&self, provider: Option<&str>, caution: Caution) -> Vec<Refreshed> {
+        let is_wanted = |api: &PriceApiFacts| provider.is_none_or(|wanted| wanted == api.provider);
+        self.refresh_each(is_wanted, caution).await
+    }
+
+    /// A failure of one does not stop the others.
+    async fn refresh_each(
+        &self,
+        is_wanted: impl Fn(&PriceApiFacts) -> bool,
+        caution: Caution,
+    ) -> Vec<Refreshed> {
         let mut refreshed = Vec::new();
-        let apis = PRICE_APIS.iter();
-        for api in apis.filter(|api| provider.is_none_or(|wanted| wanted == api.provider)) {
+        for api in PRICE_APIS.iter().filter(|api| is_wanted(api)) {
             let result = self.refresh_one(api, caution).await;
             let result = result.unwrap_or_else(|fault| Refreshed {
                 provider: api.provider,
@@ -414,19 +435,32 @@ impl Refresher {
             let models = book.models(provider);
             models.map(|model| model.name.to_owned()).collect()
         };
+        let used = self.models_of_traffic().await;
+        let own = used.into_iter().filter(|(of, _)| of == provider);
+        models.extend(own.map(|(_, model)| model));
+        models
+    }
+
+    /// The providers and models that were used lately.
+    async fn models_of_traffic(&self) -> Vec<(String, String)> {
         let day = clock::wall().date_naive() - Days::new(TRAFFIC_DAYS);
         let query = UsageQuery {
             since: day.and_time(NaiveTime::MIN).and_utc(),
             by: vec![Dimension::Provider, Dimension::Model],
         };
         match self.store.usage(&query).await {
-            Ok(rows) => models.extend(rows.into_iter().filter_map(|row| {
-                let [of, model] = <[Option<String>; 2]>::try_from(row.group).ok()?;
-                model.filter(|_| of.as_deref() == Some(provider))
-            })),
-            Err(error) => tracing::warn!(%error, "prices of new models are not asked for"),
+            Ok(rows) => rows
+                .into_iter()
+                .filter_map(|row| {
+                    let [provider, model] = <[Option<String>; 2]>::try_from(row.group).ok()?;
+                    Some((provider?, model.unwrap_or_default()))
+                })
+                .collect(),
+            Err(error) => {
+                tracing::warn!(%error, "prices of new models are not asked for");
+                Vec::new()
+            }
         }
-        models
     }
 
     /// Counts and logs how it ended.

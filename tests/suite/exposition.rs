@@ -25,8 +25,8 @@ use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
     AccountState, AccountView, Config, HandshakeFault, JournalFault, JournalReading, Level, Limit,
-    Listener, Metrics, Phase, ProxyError, Reason, Rewrite, RunResult, Stage, SyncResult, labels,
-    process,
+    Listener, Metrics, Phase, PriceResult, ProxyError, Reason, Rewrite, RunResult, Stage,
+    SyncResult, labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -215,10 +215,11 @@ fn touched() -> Metrics {
     metrics.store_up(true);
     metrics.store_batch(Duration::from_millis(12));
     metrics.store_retry();
-    metrics.price_models("openai", "embedded", 60);
+    metrics.price_models("openai", "catalog", 60);
     let then = DateTime::from_timestamp(1_700_000_000, 500_000_000).unwrap();
-    metrics.price_refresh("openrouter", "models_api", RunResult::Ok, then);
-    metrics.price_refresh("openrouter", "models_api", RunResult::Error, then);
+    metrics.price_refresh("openrouter", "api", PriceResult::Ok, then);
+    metrics.price_refresh("openrouter", "api", PriceResult::Error, then);
+    metrics.price_held_back("openrouter", "api", 0);
     metrics.account("fal", "prod", &[(Level::Warning, Decimal::TEN)]);
     metrics.balance_sync("fal", "prod", SyncResult::Ok, Duration::from_millis(300));
     let view = AccountView {
