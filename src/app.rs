@@ -418,7 +418,7 @@ fn price_task(config: &Config, refresher: Refresher) -> Task {
         run: Box::new(move || {
             let refresher = refresher.clone();
             Box::pin(async move {
-                let refreshed = refresher.refresh_used().await;
+                let refreshed = refresher.refresh_used().await?;
                 let failed = refreshed.iter().filter(|it| is_failure(it)).count();
                 anyhow::ensure!(failed == 0, "{failed} price lists were not taken");
                 Ok(())

@@ -399,21 +399,21 @@ language plpgsql security definer
 set search_path = pg_catalog, taffrail, pg_temp
 as $$
 declare
-    next bigint;
+    following bigint;
 begin
     -- In the order of their commits: a reader that knows a number has seen all before it.
     perform pg_advisory_xact_lock(hashtext('taffrail.price_versions'));
     if since <> (select coalesce(max(number), 0) from taffrail.price_versions where source = list) then
         return null;
     end if;
-    select coalesce(max(number), 0) + 1 into next from taffrail.price_versions;
+    select coalesce(max(number), 0) + 1 into following from taffrail.price_versions;
     insert into taffrail.price_versions (version, number, source, effective_from, created_at, catalogue)
     values (
         -- A price that goes back and forth on one day.
-        case when exists (select from taffrail.price_versions where version = name) then name || '-' || next else name end,
-        next, list, effective, now(), changes::json
+        case when exists (select from taffrail.price_versions where version = name) then name || '-' || following else name end,
+        following, list, effective, now(), changes::json
     );
-    return next;
+    return following;
 end
 $$;
 comment on function taffrail.add_price_version(text, text, timestamptz, text, bigint) is

@@ -262,14 +262,19 @@ pub struct Refresher {
 impl Refresher {
     /// Reads every list of a provider that is in use: that has an account or had traffic lately. The
     /// others are not called for nothing.
-    pub async fn refresh_used(&self) -> Vec<Refreshed> {
+    ///
+    /// # Errors
+    /// When the store does not answer, which says who is in use.
+    pub async fn refresh_used(&self) -> Result<Vec<Refreshed>, StoreError> {
+        // Brings the schema up to date, if that is this process's to do.
+        self.store.today().await?;
         let used = self.models_of_traffic().await;
         let is_used = |api: &PriceApiFacts| {
             let mut accounts = self.accounts.iter();
             accounts.any(|account| account.provider == api.provider)
                 || used.iter().any(|(provider, _)| provider == api.provider)
         };
-        self.refresh_each(is_used, Caution::HoldBack).await
+        Ok(self.refresh_each(is_used, Caution::HoldBack).await)
     }
 
     /// Reads every list, or that of one provider.

@@ -459,10 +459,11 @@ async fn prices_change_under_load_with_postgres() {
 
 /// A home without a server, whose store holds rows of OpenRouter's that have no price, a wrong
 /// one, or one that the provider stated.
-async fn home_with_rows(url: &str) -> Home {
+async fn home_with_rows(url: Option<&str>) -> Home {
     let mut home = Home::without_provider();
-    home.set("STORE__URL", url);
-    let store = open(url).await;
+    let own = format!("sqlite://{}", home.database().display());
+    home.set("STORE__URL", url.unwrap_or(&own));
+    let store = open(url.unwrap_or(&own)).await;
     let mut records = Vec::new();
     for number in 0..60_u64 {
         let mut row = record(
@@ -498,8 +499,9 @@ async fn open(url: &str) -> Store {
     Store::open(&config).await.unwrap()
 }
 
-async fn rows_are_costed_anew(url: &str, kept: impl AsyncFn() -> Sums) {
+async fn rows_are_costed_anew(url: Option<&str>, sums_kept: impl AsyncFn(&Home) -> Sums) {
     let home = home_with_rows(url).await;
+    let kept = async || sums_kept(&home).await;
     let list = |price: f64| {
         json!({"acme-new": {"litellm_provider": "openai", "mode": "chat",
             "input_cost_per_token": price, "output_cost_per_token": 1e-5}})
@@ -588,9 +590,7 @@ async fn rows_are_costed_anew(url: &str, kept: impl AsyncFn() -> Sums) {
 
 #[tokio::test]
 async fn rows_are_costed_anew_in_the_embedded_store() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let url = format!("sqlite://{}/taffrail.db", folder.path().display());
-    rows_are_costed_anew(&url, async || sums_kept(folder.path()).await).await;
+    rows_are_costed_anew(None, async |home| sums_kept(home.path()).await).await;
 }
 
 #[tokio::test]
@@ -599,7 +599,7 @@ async fn rows_are_costed_anew_in_postgres() {
         return;
     };
     let url = database.url();
-    rows_are_costed_anew(&url, async || sums_kept_in_postgres(&database).await).await;
+    rows_are_costed_anew(Some(&url), async |_| sums_kept_in_postgres(&database).await).await;
     let changes = database
         .query("select count(*)::text, count(old_cost_usd)::text from taffrail.api_cost_changes")
         .await;
@@ -616,7 +616,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (kept, of_rows) = runtime.block_on(async {
             let folder = tempfile::TempDir::new().unwrap();
-            let url = format!("sqlite://{}/taffrail.db", folder.path().display());
+            let url = format!("sqlite://{}/data/taffrail.db", folder.path().display());
             let store = open(&url).await;
             let records: Vec<_> = (0..40_u64)
                 .map(|number| {

@@ -17,10 +17,19 @@ impl Postgres {
         &self,
         after: i64,
     ) -> Result<Vec<PriceVersion>, StoreError> {
-        let mut call = QueryBuilder::new("select taffrail.price_versions_after(");
-        call.push_bind(after).push(", ");
-        call.push_bind(VERSIONS_PER_READ).push(")");
-        let versions: String = self.call(call).await?;
+        let call = || {
+            let mut call = QueryBuilder::new("select taffrail.price_versions_after(");
+            call.push_bind(after).push(", ");
+            call.push_bind(VERSIONS_PER_READ).push(")");
+            self.call::<String>(call)
+        };
+        let versions = match call().await {
+            Err(StoreError::Unusable(_)) => {
+                self.prepare().await?;
+                call().await?
+            }
+            versions => versions?,
+        };
         parse_answer(&versions)
     }
 
