@@ -18,6 +18,7 @@ need setpriv util-linux
 need promtool prometheus
 need prometheus prometheus
 need strace strace
+need buildah buildah
 need python3 python3
 if [ "${1:-}" = bench ]; then
     [ -x /usr/sbin/nginx ] || need nginx nginx-light
@@ -59,6 +60,36 @@ if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
         printf '%s\n' "$wanted" >"$venv/stamp"
     else
         echo "cannot install the SDKs; their tests are skipped, or fail with CI=1" >&2
+    fi
+fi
+
+# The SDKs for Node, by the Node of that environment: the system's may be too old for them.
+modules=target/sdk-node
+wanted=$(cat tests/sdk/package.json tests/sdk/package-lock.json)
+if [ "$(cat "$modules/stamp" 2>/dev/null || true)" != "$wanted" ] && [ -x "$venv/bin/npm" ]; then
+    echo "installing the SDKs for Node that the tests drive"
+    rm -rf "$modules"
+    mkdir -p "$modules"
+    cp tests/sdk/package.json tests/sdk/package-lock.json "$modules"
+    if PATH="$PWD/$venv/bin:$PATH" npm ci --silent --no-audit --no-fund --ignore-scripts \
+        --prefix "$modules"; then
+        printf '%s\n' "$wanted" >"$modules/stamp"
+    else
+        echo "cannot install the SDKs for Node; their tests are skipped, or fail with CI=1" >&2
+    fi
+fi
+
+# What lints, renders and validates the chart and the image, in an environment of its own.
+venv=target/chart-venv
+wanted=$(cat tests/chart/requirements.txt)
+if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
+    echo "installing the tools for the chart"
+    rm -rf "$venv"
+    if python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check \
+        --requirement tests/chart/requirements.txt; then
+        printf '%s\n' "$wanted" >"$venv/stamp"
+    else
+        echo "cannot install the tools for the chart; its tests are skipped, or fail with CI=1" >&2
     fi
 fi
 

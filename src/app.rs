@@ -24,7 +24,9 @@ use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
 use crate::exporter::prices::{Refresher, Shelf, is_failure, lay_versions};
+use crate::exporter::reconcile::{self, Reconciler};
 use crate::exporter::schedule::{Schedule, Task};
+use crate::injector::Injector;
 use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
@@ -55,6 +57,7 @@ pub struct App {
     traffic: Option<Traffic>,
     schedule: Option<Schedule>,
     looking_for_prices: AbortOnDropHandle<()>,
+    injector: Option<Injector>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
     store: Store,
@@ -81,9 +84,13 @@ impl App {
         metrics.on_scrape(Box::new(|metrics| metrics.process(&process::read())));
         // The ports come first: that another process runs is the likeliest trouble, and then its
         // journal is not this one's to touch.
-        let proxy_listener = match config.role {
-            Role::All | Role::Sidecar => Some(bind(config.proxy.listen, "proxy.listen")?),
-            Role::Exporter => None,
+        let proxy_listener = match config.role.relays_traffic() {
+            true => Some(bind(config.proxy.listen, "proxy.listen")?),
+            false => None,
+        };
+        let injector_listener = match config.role {
+            Role::Injector => Some(bind(config.injector.listen, "injector.listen")?),
+            Role::All | Role::Sidecar | Role::Exporter => None,
         };
         let tls_listener = match config.proxy.tls_listen {
             Some(address) if proxy_listener.is_some() => Some(bind(address, "proxy.tls_listen")?),
@@ -122,15 +129,27 @@ impl App {
                 if !config.accounts.is_empty() {
                     let own = Arc::new(read_balances(config, &store, &metrics)?);
                     tasks.extend(balance_tasks(config, &own));
+                    tasks.push(reconcile_task(config, &store, &metrics)?);
                     syncing = Some(sync_action(own));
                 }
                 Some(Schedule::start(tasks, &metrics)?)
             }
-            Role::Sidecar => None,
+            Role::Sidecar | Role::Injector => None,
+        };
+        // An injector is ready with its certificate, everything else once it listens.
+        let ready = Arc::new(AtomicBool::new(injector_listener.is_none()));
+        let injector = match injector_listener {
+            None => None,
+            Some(listener) => {
+                metrics.injector();
+                let namespace = instance().namespace.map(|name| name.to_string());
+                let (config, ready) = (&config.injector, &ready);
+                let injector = Injector::start(config, listener, namespace, ready, &metrics);
+                Some(injector.context("cannot start the injector")?)
+            }
         };
         let attending = shelf.attend(store.clone(), config.prices.poll_interval);
         let looking_for_prices = AbortOnDropHandle::new(tokio::spawn(attending));
-        let ready = Arc::new(AtomicBool::new(true));
         let serving_admin = CancellationToken::new();
         let state = admin::State {
             metrics: metrics.clone(),
@@ -147,6 +166,7 @@ impl App {
             traffic,
             schedule,
             looking_for_prices,
+            injector,
             admin_address,
             ready,
             store,
@@ -166,6 +186,11 @@ impl App {
         self.traffic
             .as_ref()
             .and_then(|traffic| traffic.proxy.tls_address())
+    }
+
+    /// The injector's address, if this role has one.
+    pub fn injector_address(&self) -> Option<SocketAddr> {
+        self.injector.as_ref().map(Injector::address)
     }
 
     /// The admin listener's address.
@@ -206,6 +231,10 @@ impl App {
         drop(self.looking_for_prices);
         if let Some(schedule) = self.schedule {
             schedule.stop().await;
+        }
+        if let Some(injector) = self.injector {
+            self.ready.store(false, Ordering::Relaxed);
+            injector.stop(hurried.cancelled()).await;
         }
         let stopped = match self.traffic {
             Some(traffic) => traffic.stop(&self.store, hurried, &self.ready).await,
@@ -436,7 +465,6 @@ pub fn read_balances(
     store: &Store,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Balances> {
-    let holder = format!("{}/{}", instance().instance, clock::new_id().simple());
     Ok(Balances::new(balances::Parts {
         accounts: config.accounts.clone(),
         providers: config.providers.clone(),
@@ -445,7 +473,7 @@ pub fn read_balances(
         metrics: metrics.clone(),
         cron: config.schedule.balances.clone(),
         timeout: config.schedule.timeout,
-        holder,
+        holder: holder(),
         pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
     }))
 }
@@ -481,6 +509,36 @@ fn balance_tasks(config: &Config, balances: &Arc<Balances>) -> [Task; 2] {
         ),
         task("balance_watch", BALANCE_WATCH_CRON, Duration::from_secs(5)),
     ]
+}
+
+/// Holding bills against what was metered by the clock.
+fn reconcile_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Task> {
+    let reconciler = Arc::new(Reconciler::new(reconcile::Parts {
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        fetcher: fetcher(config)?,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        config: config.reconcile.clone(),
+        timeout: config.schedule.timeout,
+        holder: holder(),
+        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+    }));
+    Ok(Task {
+        name: "reconcile",
+        cron: config.schedule.reconcile.clone(),
+        jitter: config.schedule.jitter,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let reconciler = reconciler.clone();
+            Box::pin(async move { reconciler.run().await })
+        }),
+    })
+}
+
+/// What this process is called in leases.
+fn holder() -> String {
+    format!("{}/{}", instance().instance, clock::new_id().simple())
 }
 
 /// `POST /-/sync`: as `taffrail sync`, with `?provider=` and `?account=`.
@@ -768,12 +826,12 @@ fn store_observer(metrics: &Arc<Metrics>) -> crate::store::drain::Observer {
 
 /// The lines of the landing page.
 fn info(config: &Config, traffic: Option<&Traffic>, store: &Store) -> admin::Info {
-    let role = format!("{:?}", config.role).to_lowercase();
+    let role = config.role.as_str();
     let store = store.description();
     let traffic = traffic.map(|traffic| (traffic.proxy.address(), traffic.journal.clone()));
     Arc::new(move || {
         let mut lines = vec![
-            ("role".to_owned(), role.clone()),
+            ("role".to_owned(), role.to_owned()),
             ("store".to_owned(), store.clone()),
         ];
         if let Some((proxy, journal)) = &traffic {

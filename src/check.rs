@@ -97,8 +97,9 @@ pub async fn check(config: &Config) -> Vec<Item> {
     // It would not be here if it did not hold.
     let mut items = vec![Item::of("configuration", Ok("holds".to_owned()))];
     items.push(Item::of("admin.listen", admin_port(config).await));
-    if config.role == Role::Exporter {
-        let detail = "the role is exporter, which relays no traffic".to_owned();
+    if !config.role.relays_traffic() {
+        let role = config.role.as_str();
+        let detail = format!("the role is {role}, which relays no traffic");
         let tls = config.proxy.tls_listen.map(|_| "proxy.tls_listen");
         for name in ["proxy.listen", "journal.dir", "upstreams"]
             .into_iter()
@@ -121,8 +122,15 @@ pub async fn check(config: &Config) -> Vec<Item> {
         }
         items.push(Item::of("journal.dir", journal_dir(&config.journal.dir)));
     }
-    items.push(Item::of("store.url", store(&config.store).await));
-    if config.role != Role::Exporter {
+    items.push(match config.role {
+        Role::Injector => Item {
+            status: Status::Skip,
+            name: "store.url".to_owned(),
+            detail: "the role is injector, which keeps no rows".to_owned(),
+        },
+        _ => Item::of("store.url", store(&config.store).await),
+    });
+    if config.role.relays_traffic() {
         items.extend(upstreams(config).await);
     }
     if config.role != Role::Sidecar {

@@ -59,6 +59,8 @@ pub enum Command {
     Balances(Balances),
     /// Read the balances of accounts now, once.
     Sync(Sync),
+    /// Show what providers billed against what was metered.
+    Reconcile(Reconcile),
     /// Look into the price book, bring it up to date, and cost rows anew.
     #[command(subcommand)]
     Prices(Prices),
@@ -83,6 +85,7 @@ Examples:
   taffrail run                        everything, for one machine
   taffrail run --role sidecar         beside an application: proxy, meter, journal, drain
   taffrail run --role exporter        once per fleet: balances, prices, retention
+  taffrail run --role injector        in Kubernetes: puts the sidecar into pods
 
 Point an SDK at the proxy:
   OPENAI_BASE_URL=http://127.0.0.1:4800/openai/v1
@@ -209,6 +212,32 @@ Examples:
   taffrail sync --provider fal --account prod
   taffrail sync --format json")]
 pub struct Sync {
+    /// Only accounts of this provider.
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Only accounts of this name.
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+    /// How to print it.
+    #[arg(long, default_value_t, value_parser = format_parser())]
+    pub format: Format,
+}
+
+/// `taffrail reconcile`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+From the store, which the exporter keeps the bills of closed UTC days in; asks no provider. For each
+account the bill, what was metered, what was not, and what that may come from, with what to do next.
+docs/reconciliation.md has what each provider tells.
+
+Examples:
+  taffrail reconcile
+  taffrail reconcile --since 30d --provider openrouter
+  taffrail reconcile --format json | jq 'select(.unmetered_share > 0.05)'")]
+pub struct Reconcile {
+    /// How far back: a duration (7d, 30d), a date or a timestamp. Whole UTC days count.
+    #[arg(long, value_name = "WHEN", default_value = "8d")]
+    pub since: Since,
     /// Only accounts of this provider.
     #[arg(long, value_name = "NAME")]
     pub provider: Option<String>,

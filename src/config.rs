@@ -23,9 +23,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::exporter::housekeeping::Retention;
-use crate::exporter::schedule;
+use crate::exporter::{reconcile, schedule};
 use crate::proxy::{self, AttributionConfig, MeterConfig, Providers, jobs};
-use crate::{admin, journal, metrics, store, telemetry};
+use crate::{admin, injector, journal, metrics, store, telemetry};
 
 pub use crate::exporter::account::{Account, TopUp};
 pub use crate::secret::{REDACTED, Secret};
@@ -40,7 +40,8 @@ pub use reference::{json_schema, markdown};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// What this process does: everything on one machine, only the proxy beside an application,
-    /// or only the exporter, which does once for a fleet what runs by the clock.
+    /// only the exporter, which does once for a fleet what runs by the clock, or only the injector,
+    /// which puts the sidecar into pods of Kubernetes.
     pub role: Role,
     /// The proxy that applications talk to.
     pub proxy: proxy::Config,
@@ -63,10 +64,14 @@ pub struct Config {
     /// When periodic work runs. Where an expression names days of the month and days of the week,
     /// a day must be both.
     pub schedule: schedule::Config,
+    /// How providers' bills are held against what was metered.
+    pub reconcile: reconcile::Config,
     /// Asynchronous jobs: predictions, queued images, videos, background responses.
     pub jobs: jobs::Config,
     /// How long rows are kept.
     pub retention: Retention,
+    /// The injector of the sidecar in Kubernetes.
+    pub injector: injector::Config,
     /// Prices beyond the embedded catalogue.
     pub prices: Prices,
     /// Taffrail's own log, on standard error.
@@ -86,6 +91,30 @@ pub enum Role {
     Sidecar,
     /// Balances, prices, reconciliation, partitions and retention.
     Exporter,
+    /// Puts the sidecar into pods of Kubernetes.
+    Injector,
+}
+
+impl Role {
+    /// Its name in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Role::All => "all",
+            Role::Sidecar => "sidecar",
+            Role::Exporter => "exporter",
+            Role::Injector => "injector",
+        }
+    }
+
+    /// Whether it needs the keys of `accounts`.
+    pub fn reads_balances(self) -> bool {
+        matches!(self, Role::All | Role::Exporter)
+    }
+
+    /// Whether it relays traffic, and so has a journal.
+    pub fn relays_traffic(self) -> bool {
+        matches!(self, Role::All | Role::Sidecar)
+    }
 }
 
 /// Prices beyond the embedded catalogue.

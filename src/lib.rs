@@ -20,8 +20,9 @@ pub mod wire;
 // 3. Providers (pure).
 pub mod provider;
 
-// 4. Prices and balances (pure).
+// 4. Prices, balances and bills (pure).
 pub mod balance;
+pub mod bill;
 pub mod price;
 
 // 5. Records.
@@ -37,7 +38,10 @@ pub mod proxy;
 // 7. The exporter.
 pub mod exporter;
 
-// 8. The rim.
+// 8. The injector.
+pub mod injector;
+
+// 9. The rim.
 pub mod admin;
 pub mod backfill;
 pub mod check;

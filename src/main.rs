@@ -85,6 +85,7 @@ async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
         Command::Logs(logs) => print_logs(&load(None)?.config, logs).await,
         Command::Balances(options) => print_balances(&load(None)?.config, options).await,
         Command::Sync(options) => sync(&load(None)?.config, options).await,
+        Command::Reconcile(options) => print_bills(&load(None)?.config, options).await,
         Command::Prices(command) => price_commands::run(&load(None)?.config, command).await,
         Command::Migrate(_) => migrate(&load(None)?.config).await,
         Command::Backfill(days) => make_sums(&load(None)?.config, &days).await,
@@ -130,6 +131,7 @@ async fn serve(config: &Config) -> anyhow::Result<u8> {
     tracing::info!(
         proxy = app.proxy_address().map(|address| address.to_string()),
         proxy_tls = app.proxy_tls_address().map(|address| address.to_string()),
+        injector = app.injector_address().map(|address| address.to_string()),
         admin = %app.admin_address(),
         store = app.store().description(),
         version = env!("CARGO_PKG_VERSION"),
@@ -217,6 +219,23 @@ async fn print_balances(config: &Config, options: cli::Balances) -> anyhow::Resu
     store.close().await;
     readings.retain(|it| filter.takes(&it.provider, &it.account));
     write_balances(&readings, options.format)
+}
+
+async fn print_bills(config: &Config, options: cli::Reconcile) -> anyhow::Result<u8> {
+    let store = Store::open_read_only(&config.store).await?;
+    let now = clock::wall();
+    let filter = Filter {
+        provider: options.provider,
+        account: options.account,
+    };
+    let since = options.since.resolve(now).date_naive();
+    let mut rows = store.reconciliations(since).await?;
+    store.close().await;
+    rows.retain(|it| filter.takes(&it.provider, &it.account));
+    let width = report::terminal_width();
+    let mut out = io::stdout().lock();
+    report::reconcile(&rows, options.format, width, now, &mut out)?;
+    Ok(cli::EXIT_OK)
 }
 
 async fn sync(config: &Config, options: cli::Sync) -> anyhow::Result<u8> {

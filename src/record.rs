@@ -1,8 +1,9 @@
 //! The usage record: one per request that can cost money, and the only type that crosses from
 //! traffic to storage.
 //!
-//! Plain data. Its journal encoding is JSON with the field names below; a field that is added
-//! later must have a default, so that an old journal stays readable.
+//! Plain data. The journal encodes it by `journal/codec.rs`, dead letters and open jobs as JSON
+//! with the field names below; a field that is added later must have a default, so that what is
+//! kept stays readable.
 
 use std::fmt;
 use std::sync::Arc;
@@ -79,7 +80,7 @@ names! {
         Models = "models",
         /// Counting tokens without generating.
         CountTokens = "count_tokens",
-        /// Batches: created, listed, polled or cancelled.
+        /// A batch of requests, as a job.
         Batch = "batch",
         /// Files: uploaded, listed or downloaded.
         Files = "files",
@@ -100,7 +101,6 @@ impl Operation {
             Operation::Moderation
                 | Operation::Models
                 | Operation::CountTokens
-                | Operation::Batch
                 | Operation::Files
                 | Operation::Control
         )
@@ -148,7 +148,7 @@ names! {
         ModelUnknown = "model_unknown",
         /// The model is known, a quantity used has no price.
         PriceMissing = "price_missing",
-        /// The provider stated no usage.
+        /// The provider stated no usage, of a job also where it failed or was stopped.
         UsageMissing = "usage_missing",
         /// The request did not end, so its usage is not final.
         Incomplete = "incomplete",

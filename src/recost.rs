@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::money::{Usd, parse_decimal};
 use crate::price::{PriceBook, Query};
-use crate::record::{CostSource, Fidelity};
+use crate::record::{CostSource, Fidelity, Operation};
 use crate::store::{CostChange, CostQuery, LogRow, Store, TOKEN_COLUMNS};
 use crate::usage::{Unit, Usage};
 
@@ -130,6 +130,7 @@ fn reconsider(book: &PriceBook, row: &LogRow) -> Verdict {
         service_tier: text("service_tier"),
         region: None,
         image_variant: None,
+        is_sum: text("operation") == Some(Operation::Batch.as_str()),
         at,
     };
     let new = book.price(&query);

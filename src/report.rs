@@ -1,4 +1,4 @@
-//! `taffrail usage`, `logs`, `balances` and `prices list`: rows and sums of the store, balances, dead letters and prices, as
+//! `taffrail usage`, `logs`, `balances`, `reconcile` and `prices list`: rows and sums of the store, balances, dead letters and prices, as
 //! a table for people, or as JSON lines and CSV for programs.
 //!
 //! A question and what answers it go in, text comes out on a writer; nothing here reads a clock, a
@@ -11,6 +11,7 @@ mod balances;
 mod dead_letters;
 mod logs;
 mod prices;
+mod reconcile;
 mod table;
 mod usage;
 
@@ -26,6 +27,7 @@ pub use self::balances::balances;
 pub use self::dead_letters::dead_letters;
 pub use self::logs::{LOGS_LIMIT_DEFAULT, LOGS_LIMIT_MAX, LogsRequest, logs};
 pub use self::prices::{PricesRequest, price_changes, prices};
+pub use self::reconcile::reconcile;
 pub use self::table::terminal_width;
 pub use self::usage::{Since, UsageRequest, usage};
 use crate::store::{Dimension, StoreError};

@@ -125,3 +125,45 @@ comment on column taffrail.api_cost_changes.old_unpriced_reason is 'Why the cost
 comment on column taffrail.api_cost_changes.new_cost_usd is 'The cost since.';
 comment on column taffrail.api_cost_changes.new_cost_source is 'Its source since.';
 comment on column taffrail.api_cost_changes.new_price_version is 'The version that it is priced with since.';
+
+-- What a provider billed for a day against what was metered. A day that was read again has its last
+-- bill: vendors still change recent days.
+create table taffrail.api_reconciliations (
+    provider               text        not null,
+    account                text        not null,
+    day                    date        not null,
+    window_start           timestamptz not null,
+    window_end             timestamptz not null,
+    read_at                timestamptz not null,
+    result                 text        not null,
+    source                 text,
+    provider_spend_usd     numeric,
+    metered_usd            numeric,
+    unmetered_usd          numeric,
+    upstream_usd           numeric,
+    requests               bigint,
+    unpriced_requests      bigint,
+    metered_keys           integer,
+    unclaimed_keys         integer,
+    detail                 text,
+    primary key (provider, account, day)
+);
+create index api_reconciliations_day on taffrail.api_reconciliations (day);
+comment on table taffrail.api_reconciliations is 'One row per account and UTC day: the provider''s bill against what was metered.';
+comment on column taffrail.api_reconciliations.provider is 'The provider''s name.';
+comment on column taffrail.api_reconciliations.account is 'The account''s name in the configuration.';
+comment on column taffrail.api_reconciliations.day is 'The UTC day.';
+comment on column taffrail.api_reconciliations.window_start is 'From when the bill counts: midnight, or the balance reading next to it.';
+comment on column taffrail.api_reconciliations.window_end is 'To when the bill counts.';
+comment on column taffrail.api_reconciliations.read_at is 'When the bill was read.';
+comment on column taffrail.api_reconciliations.result is 'ok, auth, unsupported, rate_limited, timeout or error.';
+comment on column taffrail.api_reconciliations.source is 'Where the bill is from: the vendor''s name of its API, or balance.';
+comment on column taffrail.api_reconciliations.provider_spend_usd is 'What the provider says was spent, in US dollars; null is unknown.';
+comment on column taffrail.api_reconciliations.metered_usd is 'What the requests that were seen cost, without what another party bills; null is unknown.';
+comment on column taffrail.api_reconciliations.unmetered_usd is 'The bill less what was metered; negative if more was metered than billed.';
+comment on column taffrail.api_reconciliations.upstream_usd is 'What another party bills for the requests that were seen; no part of the others.';
+comment on column taffrail.api_reconciliations.requests is 'How many requests were seen.';
+comment on column taffrail.api_reconciliations.unpriced_requests is 'How many of them cost something unknown, and so are missing from metered_usd.';
+comment on column taffrail.api_reconciliations.metered_keys is 'How many keys made these requests.';
+comment on column taffrail.api_reconciliations.unclaimed_keys is 'How many further keys made requests to the provider that no account claims.';
+comment on column taffrail.api_reconciliations.detail is 'What is to be said of it, in a line; why it failed if it did.';

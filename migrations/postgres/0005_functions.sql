@@ -376,6 +376,71 @@ $$;
 comment on function taffrail.account_signals(interval) is
     'What traffic shows of accounts: refusals for want of money, of locked accounts and of too many requests.';
 
+-- What requests to a provider cost that started from one moment to before another, by fingerprint
+-- of the key. A JSON array; decimals as text.
+create function taffrail.metered_spend(of_provider text, from_time timestamptz, to_time timestamptz) returns text
+language sql stable security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    select coalesce(json_agg(json_build_object(
+        'key_fingerprint', key_fingerprint,
+        'requests', requests,
+        'unpriced_requests', unpriced_requests,
+        'cost_usd', cost_usd::text,
+        'cost_upstream_usd', cost_upstream_usd::text
+    )), '[]')::text
+    from (
+        select key_fingerprint, count(*) as requests,
+            count(unpriced_reason) as unpriced_requests,
+            sum(cost_usd) as cost_usd, sum(cost_upstream_usd) as cost_upstream_usd
+        from taffrail.api_usage_logs
+        where provider = of_provider and started_at >= from_time and started_at < to_time
+            and day between (from_time at time zone 'UTC')::date - 1 and (to_time at time zone 'UTC')::date + 1
+        group by key_fingerprint
+    ) as keys
+$$;
+comment on function taffrail.metered_spend(text, timestamptz, timestamptz) is
+    'What requests to a provider cost within a window, by fingerprint of the key.';
+
+-- Takes in reconciliations: a JSON array of rows. A day's last bill holds; a failure takes the place
+-- of no bill.
+create function taffrail.record_reconciliations(rows text) returns bigint
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    with taken as (
+        insert into taffrail.api_reconciliations as known (
+            provider, account, day, window_start, window_end, read_at, result, source,
+            provider_spend_usd, metered_usd, unmetered_usd, upstream_usd, requests,
+            unpriced_requests, metered_keys, unclaimed_keys, detail
+        )
+        select provider, account, day, window_start, window_end, read_at, result, source,
+            provider_spend_usd, metered_usd, unmetered_usd, upstream_usd, requests,
+            unpriced_requests, metered_keys, unclaimed_keys, detail
+        from json_to_recordset(rows::json) as told (
+            provider text, account text, day date, window_start timestamptz,
+            window_end timestamptz, read_at timestamptz, result text, source text,
+            provider_spend_usd numeric, metered_usd numeric, unmetered_usd numeric,
+            upstream_usd numeric, requests bigint, unpriced_requests bigint,
+            metered_keys integer, unclaimed_keys integer, detail text
+        )
+        order by provider, account, day
+        on conflict (provider, account, day) do update set
+            window_start = excluded.window_start, window_end = excluded.window_end,
+            read_at = excluded.read_at, result = excluded.result, source = excluded.source,
+            provider_spend_usd = excluded.provider_spend_usd, metered_usd = excluded.metered_usd,
+            unmetered_usd = excluded.unmetered_usd, upstream_usd = excluded.upstream_usd,
+            requests = excluded.requests, unpriced_requests = excluded.unpriced_requests,
+            metered_keys = excluded.metered_keys, unclaimed_keys = excluded.unclaimed_keys,
+            detail = excluded.detail
+        where excluded.result = 'ok' or known.result <> 'ok'
+        returning 1
+    )
+    select count(*) from taken
+$$;
+comment on function taffrail.record_reconciliations(text) is
+    'Takes in bills against what was metered, one for each account and day; returns how many were taken.';
+
 -- The versions of price lists after a number, oldest first and a few at a time, as a JSON array of
 -- {"number", "version", "source", "effective_from", "catalogue"}, the catalogue as text.
 create function taffrail.price_versions_after(known bigint, rows_max integer) returns text

@@ -48,6 +48,8 @@ begin
             taffrail.record_balance(text),
             taffrail.take_lease(text, text, interval),
             taffrail.account_signals(interval),
+            taffrail.metered_spend(text, timestamptz, timestamptz),
+            taffrail.record_reconciliations(text),
             taffrail.price_versions_after(bigint, integer),
             taffrail.add_price_version(text, text, timestamptz, text, bigint),
             taffrail.note_price_refresh(text, text, text),
@@ -58,6 +60,7 @@ begin
         to taffrail_balance;
         grant select on
             taffrail.api_provider_balances,
+            taffrail.api_reconciliations,
             taffrail.price_versions,
             taffrail.price_refreshes
         to taffrail_balance;
@@ -79,6 +82,7 @@ begin
             taffrail.api_usage_buckets,
             taffrail.api_provider_balances,
             taffrail.api_cost_changes,
+            taffrail.api_reconciliations,
             taffrail.price_versions,
             taffrail.price_refreshes
         to taffrail_reader;
@@ -146,8 +150,8 @@ declare
     protected text;
 begin
     foreach protected in array array[
-        'api_usage_logs', 'api_usage_aggregates', 'api_jobs', 'api_provider_balances', 'price_versions',
-        'price_refreshes', 'api_cost_changes'
+        'api_usage_logs', 'api_usage_aggregates', 'api_jobs', 'api_provider_balances',
+        'api_reconciliations', 'price_versions', 'price_refreshes', 'api_cost_changes'
     ] loop
         execute format('alter table taffrail.%I enable row level security', protected);
         execute format('alter table taffrail.%I force row level security', protected);
@@ -160,6 +164,7 @@ create policy reader on taffrail.api_usage_logs for select
 create policy reader on taffrail.api_usage_aggregates for select
     using (not (select taffrail.is_scoped()) or taffrail.may_read(nullif(namespace, ''), attribution));
 create policy reader on taffrail.api_provider_balances for select using (not (select taffrail.is_scoped()));
+create policy reader on taffrail.api_reconciliations for select using (not (select taffrail.is_scoped()));
 create policy reader on taffrail.price_versions for select using (true);
 create policy reader on taffrail.price_refreshes for select using (true);
 create policy reader on taffrail.api_cost_changes for select using (not (select taffrail.is_scoped()));

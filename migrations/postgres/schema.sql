@@ -358,6 +358,30 @@ $$;
 
 COMMENT ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) IS 'Whether a scope of the login that asks allows a row.';
 
+CREATE FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    select coalesce(json_agg(json_build_object(
+        'key_fingerprint', key_fingerprint,
+        'requests', requests,
+        'unpriced_requests', unpriced_requests,
+        'cost_usd', cost_usd::text,
+        'cost_upstream_usd', cost_upstream_usd::text
+    )), '[]')::text
+    from (
+        select key_fingerprint, count(*) as requests,
+            count(unpriced_reason) as unpriced_requests,
+            sum(cost_usd) as cost_usd, sum(cost_upstream_usd) as cost_upstream_usd
+        from taffrail.api_usage_logs
+        where provider = of_provider and started_at >= from_time and started_at < to_time
+            and day between (from_time at time zone 'UTC')::date - 1 and (to_time at time zone 'UTC')::date + 1
+        group by key_fingerprint
+    ) as keys
+$$;
+
+COMMENT ON FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) IS 'What requests to a provider cost within a window, by fingerprint of the key.';
+
 CREATE FUNCTION taffrail.outcome_class(outcome text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -426,6 +450,43 @@ CREATE FUNCTION taffrail.record_balance(reading text) RETURNS boolean
 $$;
 
 COMMENT ON FUNCTION taffrail.record_balance(reading text) IS 'Takes in a reading of an account, once for its slot; returns whether it was taken.';
+
+CREATE FUNCTION taffrail.record_reconciliations(rows text) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with taken as (
+        insert into taffrail.api_reconciliations as known (
+            provider, account, day, window_start, window_end, read_at, result, source,
+            provider_spend_usd, metered_usd, unmetered_usd, upstream_usd, requests,
+            unpriced_requests, metered_keys, unclaimed_keys, detail
+        )
+        select provider, account, day, window_start, window_end, read_at, result, source,
+            provider_spend_usd, metered_usd, unmetered_usd, upstream_usd, requests,
+            unpriced_requests, metered_keys, unclaimed_keys, detail
+        from json_to_recordset(rows::json) as told (
+            provider text, account text, day date, window_start timestamptz,
+            window_end timestamptz, read_at timestamptz, result text, source text,
+            provider_spend_usd numeric, metered_usd numeric, unmetered_usd numeric,
+            upstream_usd numeric, requests bigint, unpriced_requests bigint,
+            metered_keys integer, unclaimed_keys integer, detail text
+        )
+        order by provider, account, day
+        on conflict (provider, account, day) do update set
+            window_start = excluded.window_start, window_end = excluded.window_end,
+            read_at = excluded.read_at, result = excluded.result, source = excluded.source,
+            provider_spend_usd = excluded.provider_spend_usd, metered_usd = excluded.metered_usd,
+            unmetered_usd = excluded.unmetered_usd, upstream_usd = excluded.upstream_usd,
+            requests = excluded.requests, unpriced_requests = excluded.unpriced_requests,
+            metered_keys = excluded.metered_keys, unclaimed_keys = excluded.unclaimed_keys,
+            detail = excluded.detail
+        where excluded.result = 'ok' or known.result <> 'ok'
+        returning 1
+    )
+    select count(*) from taken
+$$;
+
+COMMENT ON FUNCTION taffrail.record_reconciliations(rows text) IS 'Takes in bills against what was metered, one for each account and day; returns how many were taken.';
 
 CREATE FUNCTION taffrail.record_usage(batch text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -589,13 +650,15 @@ begin
             taffrail.record_balance(text),
             taffrail.take_lease(text, text, interval),
             taffrail.account_signals(interval),
+            taffrail.metered_spend(text, timestamptz, timestamptz),
+            taffrail.record_reconciliations(text),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
             taffrail.add_units(jsonb, jsonb)
         to taffrail_balance;
         grant select, insert on taffrail.price_versions to taffrail_balance;
-        grant select on taffrail.api_provider_balances to taffrail_balance;
+        grant select on taffrail.api_provider_balances, taffrail.api_reconciliations to taffrail_balance;
         grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
     end if;
     if to_regrole('taffrail_reader') is not null then
@@ -612,6 +675,7 @@ begin
             taffrail.api_usage_aggregates,
             taffrail.api_usage_buckets,
             taffrail.api_provider_balances,
+            taffrail.api_reconciliations,
             taffrail.price_versions
         to taffrail_reader;
     end if;
@@ -851,6 +915,64 @@ COMMENT ON COLUMN taffrail.api_provider_balances.balance IS 'In that currency; n
 COMMENT ON COLUMN taffrail.api_provider_balances.detail IS 'What went wrong, in a line.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.raw IS 'The provider''s answer, without anything that could be a key.';
+
+CREATE TABLE taffrail.api_reconciliations (
+    provider text NOT NULL,
+    account text NOT NULL,
+    day date NOT NULL,
+    window_start timestamp with time zone NOT NULL,
+    window_end timestamp with time zone NOT NULL,
+    read_at timestamp with time zone NOT NULL,
+    result text NOT NULL,
+    source text,
+    provider_spend_usd numeric,
+    metered_usd numeric,
+    unmetered_usd numeric,
+    upstream_usd numeric,
+    requests bigint,
+    unpriced_requests bigint,
+    metered_keys integer,
+    unclaimed_keys integer,
+    detail text
+);
+
+ALTER TABLE ONLY taffrail.api_reconciliations FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.api_reconciliations IS 'One row per account and UTC day: the provider''s bill against what was metered.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.provider IS 'The provider''s name.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.account IS 'The account''s name in the configuration.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.day IS 'The UTC day.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.window_start IS 'From when the bill counts: midnight, or the balance reading next to it.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.window_end IS 'To when the bill counts.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.read_at IS 'When the bill was read.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.result IS 'ok, auth, unsupported, rate_limited, timeout or error.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.source IS 'Where the bill is from: the vendor''s name of its API, or balance.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.provider_spend_usd IS 'What the provider says was spent, in US dollars; null is unknown.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.metered_usd IS 'What the requests that were seen cost, without what another party bills; null is unknown.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.unmetered_usd IS 'The bill less what was metered; negative if more was metered than billed.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.upstream_usd IS 'What another party bills for the requests that were seen; no part of the others.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.requests IS 'How many requests were seen.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.unpriced_requests IS 'How many of them cost something unknown, and so are missing from metered_usd.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.metered_keys IS 'How many keys made these requests.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.unclaimed_keys IS 'How many further keys made requests to the provider that no account claims.';
+
+COMMENT ON COLUMN taffrail.api_reconciliations.detail IS 'What is to be said of it, in a line; why it failed if it did.';
 
 CREATE VIEW taffrail.api_usage_buckets WITH (security_invoker='true') AS
  SELECT api_usage_aggregates.granularity,
@@ -1123,6 +1245,9 @@ ALTER TABLE ONLY taffrail.api_jobs
 ALTER TABLE ONLY taffrail.api_provider_balances
     ADD CONSTRAINT api_provider_balances_pkey PRIMARY KEY (provider, account, slot, part);
 
+ALTER TABLE ONLY taffrail.api_reconciliations
+    ADD CONSTRAINT api_reconciliations_pkey PRIMARY KEY (provider, account, day);
+
 ALTER TABLE ONLY taffrail.api_usage_aggregates
     ADD CONSTRAINT api_usage_aggregates_pkey PRIMARY KEY (granularity, bucket_start, namespace, provider, model, operation, outcome_class, attribution, shard);
 
@@ -1144,6 +1269,8 @@ CREATE INDEX api_jobs_recorded ON taffrail.api_jobs USING btree (recorded_at) WH
 
 CREATE INDEX api_provider_balances_read_at ON taffrail.api_provider_balances USING btree (read_at);
 
+CREATE INDEX api_reconciliations_day ON taffrail.api_reconciliations USING btree (day);
+
 CREATE INDEX api_usage_logs_outcome ON ONLY taffrail.api_usage_logs USING btree (outcome, started_at DESC, id DESC) WHERE (outcome <> 'ok'::text);
 
 CREATE INDEX api_usage_logs_provider ON ONLY taffrail.api_usage_logs USING btree (provider, started_at DESC, id DESC);
@@ -1156,6 +1283,8 @@ ALTER TABLE taffrail.api_jobs ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE taffrail.api_provider_balances ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE taffrail.api_reconciliations ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE taffrail.api_usage_aggregates ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE taffrail.api_usage_logs ENABLE ROW LEVEL SECURITY;
@@ -1163,6 +1292,8 @@ ALTER TABLE taffrail.api_usage_logs ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON taffrail.api_jobs TO postgres USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON taffrail.api_provider_balances TO postgres USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON taffrail.api_reconciliations TO postgres USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON taffrail.api_usage_aggregates TO postgres USING (true) WITH CHECK (true);
 
@@ -1173,6 +1304,8 @@ CREATE POLICY owner ON taffrail.price_versions TO postgres USING (true) WITH CHE
 ALTER TABLE taffrail.price_versions ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY reader ON taffrail.api_provider_balances FOR SELECT USING ((NOT ( SELECT taffrail.is_scoped() AS is_scoped)));
+
+CREATE POLICY reader ON taffrail.api_reconciliations FOR SELECT USING ((NOT ( SELECT taffrail.is_scoped() AS is_scoped)));
 
 CREATE POLICY reader ON taffrail.api_usage_aggregates FOR SELECT USING (((NOT ( SELECT taffrail.is_scoped() AS is_scoped)) OR taffrail.may_read(NULLIF(namespace, ''::text), attribution)));
 
@@ -1222,6 +1355,9 @@ REVOKE ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jso
 GRANT ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) TO taffrail_balance;
 GRANT ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution jsonb) TO taffrail_reader;
 
+REVOKE ALL ON FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) TO taffrail_balance;
+
 REVOKE ALL ON FUNCTION taffrail.outcome_class(outcome text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) FROM PUBLIC;
@@ -1229,6 +1365,9 @@ GRANT ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, r
 
 REVOKE ALL ON FUNCTION taffrail.record_balance(reading text) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.record_balance(reading text) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.record_reconciliations(rows text) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.record_reconciliations(rows text) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.record_usage(batch text) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.record_usage(batch text) TO taffrail_ingest;
@@ -1255,6 +1394,9 @@ GRANT ALL ON FUNCTION taffrail.sum_units(jsonb) TO taffrail_reader;
 
 GRANT SELECT ON TABLE taffrail.api_provider_balances TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.api_provider_balances TO taffrail_reader;
+
+GRANT SELECT ON TABLE taffrail.api_reconciliations TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.api_reconciliations TO taffrail_reader;
 
 GRANT SELECT ON TABLE taffrail.api_usage_buckets TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.api_usage_buckets TO taffrail_reader;

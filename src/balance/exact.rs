@@ -11,7 +11,7 @@ use crate::money::parse_decimal;
 
 /// An exact amount, from a JSON number or the text of one. Never by way of a float.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Exact(pub(super) Decimal);
+pub(crate) struct Exact(pub(crate) Decimal);
 
 impl<'de> Deserialize<'de> for Exact {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Exact, D::Error> {

@@ -29,6 +29,7 @@ use serde::de::DeserializeOwned;
 
 use crate::ask::{Answer, Ask, Fault};
 
+pub(crate) use exact::Exact;
 pub use raw::{RAW_BYTES_MAX, scrubbed};
 
 /// A vendor's billing API.
@@ -200,7 +201,7 @@ pub fn place<'a>(
 
 impl Domain {
     /// Whether a URL's host is of this domain.
-    fn has(&self, url: &str) -> bool {
+    pub(crate) fn has(&self, url: &str) -> bool {
         let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
         let host = rest.split(['/', ':', '?']).next().unwrap_or_default();
         let above = host.strip_suffix(self.name);
@@ -218,7 +219,7 @@ fn prepaid(currency: &str, amount: Decimal) -> Next {
 }
 
 /// A document of a success.
-fn document<T: DeserializeOwned>(answer: &Answer) -> Result<T, Fault> {
+pub(crate) fn document<T: DeserializeOwned>(answer: &Answer) -> Result<T, Fault> {
     serde_json::from_slice(answer.success()?).map_err(|error| {
         // The error of the types names a field; that of the syntax would quote what was sent.
         Fault::malformed(match error.classify() {

@@ -444,11 +444,17 @@ impl Layers {
                 config.meter.fingerprint_pepper = Some(text);
             }
         }
-        // A sidecar reads no balances, and its pod need not hold the keys for it.
-        if config.role == Role::Sidecar {
+        // Only the exporter reads balances, and other pods need not hold the keys for it.
+        if !config.role.reads_balances() {
             return;
         }
         for (index, account) in config.accounts.iter_mut().enumerate() {
+            if let Some(path) = account.admin_key_file.clone() {
+                let key = KeyPath::new(["accounts", &index.to_string(), "admin_key"]);
+                if let Some(text) = self.read_secret(&key, &path, problems) {
+                    account.admin_key = Some(Secret::new(text));
+                }
+            }
             if let Some(path) = account.api_key_file.clone() {
                 let key = KeyPath::new(["accounts", &index.to_string(), "api_key"]);
                 if let Some(text) = self.read_secret(&key, &path, problems) {

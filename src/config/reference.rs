@@ -27,6 +27,7 @@ const SECRETS: &[&[&str]] = &[
     &["store", "url"],
     &["meter", "fingerprint_pepper"],
     &["accounts", ANY_ELEMENT, "api_key"],
+    &["accounts", ANY_ELEMENT, "admin_key"],
 ];
 
 static KEYS: LazyLock<Vec<Key>> = LazyLock::new(keys);

@@ -9,10 +9,13 @@ use std::time::Duration;
 use chrono::DateTime;
 use croner::parser::{CronParser, Seconds, Year};
 use http::header::{self, HeaderName};
+use rust_decimal::Decimal;
 
 use super::load::read_secret_file;
 use super::{Account, Config, KeyPath, Role};
 use crate::balance;
+use crate::bill;
+use crate::injector::Sidecar;
 use crate::metrics::labels::{
     ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
 };
@@ -52,9 +55,11 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     rules.providers(&config.providers);
     rules.accounts(config);
     rules.schedule(config);
+    rules.reconcile(config);
     rules.jobs(config);
     rules.retention(config);
     rules.files(config);
+    rules.injector(config);
     rules.log(config);
     rules.0
 }
@@ -364,12 +369,12 @@ impl Rules {
                     "a name that is unique for the provider",
                 );
             }
-            // A sidecar reads no balances, so the keys need not be there.
+            // Who reads no balances needs no keys.
             let is_keyless = account.api_key.is_none()
                 && account.api_key_file.is_none()
                 && account.api_key_env.is_none();
             let wants_key = is_known && balance::api(name).is_some();
-            if is_keyless && wants_key && config.role != Role::Sidecar {
+            if is_keyless && wants_key && config.role.reads_balances() {
                 self.0.push(Finding {
                     key: table.join("api_key_file"),
                     what: "missing, and api_key is not set either".to_owned(),
@@ -423,6 +428,7 @@ impl Rules {
         let expressions = [
             ("balances", &config.schedule.balances),
             ("prices", &config.schedule.prices),
+            ("reconcile", &config.schedule.reconcile),
             ("housekeeping", &config.schedule.housekeeping),
         ];
         // As the scheduler reads them: where both days are given, both must match.
@@ -462,6 +468,31 @@ impl Rules {
             ("call_timeout", config.schedule.call_timeout),
         ] {
             self.not_zero(KeyPath::new(["schedule", name]), duration);
+        }
+    }
+
+    fn reconcile(&mut self, config: &Config) {
+        let days = config.reconcile.days;
+        if !(1..=bill::DAYS_MAX).contains(&days) {
+            self.add(
+                KeyPath::new(["reconcile", "days"]),
+                format!("{days} days cannot be asked for at once"),
+                format!("1 to {}", bill::DAYS_MAX),
+            );
+        }
+        for (index, account) in config.accounts.iter().enumerate() {
+            let table = KeyPath::new(["accounts", &index.to_string()]);
+            if account.usd_rate.is_some_and(|rate| rate <= Decimal::ZERO) {
+                let accepted = "the US dollars for one of the balance's currency, more than 0";
+                self.add(table.join("usd_rate"), "not more than 0", accepted);
+            }
+            let is_fingerprint =
+                |text: &str| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if !account.fingerprints().all(is_fingerprint) {
+                // The text may be a key that was meant to be told by its fingerprint.
+                let accepted = "16 hex digits each, with spaces between, as `taffrail usage --by key` shows them";
+                self.add(table.join("key_fingerprints"), "not fingerprints", accepted);
+            }
         }
     }
 
@@ -522,6 +553,51 @@ impl Rules {
                 self.add(KeyPath::new([section, name]), what, accepted);
             }
         }
+    }
+
+    fn injector(&mut self, config: &Config) {
+        let injector = &config.injector;
+        let key = |name: &str| KeyPath::new(["injector", name]);
+        for (name, duration) in [
+            ("certificate_lifetime", injector.certificate_lifetime),
+            ("check_interval", injector.check_interval),
+        ] {
+            self.not_zero(key(name), duration);
+        }
+        // Renewed when a third is left, which the overlap and a few looks must fit into.
+        let looks = injector.check_interval.saturating_mul(2);
+        let renewing = injector.certificate_overlap.saturating_add(looks);
+        if renewing >= injector.certificate_lifetime / 3 {
+            self.add(
+                key("certificate_lifetime"),
+                "too short for certificate_overlap and check_interval",
+                "more than three times certificate_overlap and twice check_interval",
+            );
+        }
+        /// Clients take no certificate that holds for much longer, and calendars end.
+        const LIFETIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
+        if injector.certificate_lifetime > LIFETIME_MAX {
+            self.add(key("certificate_lifetime"), "too long", "10y or less");
+        }
+        let accepted = "tls_cert_file and tls_key_file together, or neither";
+        match (&injector.tls_cert_file, &injector.tls_key_file) {
+            (Some(_), None) => self.add(key("tls_cert_file"), "set without tls_key_file", accepted),
+            (None, Some(_)) => self.add(key("tls_key_file"), "set without tls_cert_file", accepted),
+            _ => {}
+        }
+        if config.role != Role::Injector {
+            return;
+        }
+        let what = match &injector.sidecar_file {
+            None => "missing, and there is nothing to inject".to_owned(),
+            Some(path) => match Sidecar::read(path) {
+                Ok(_) => return,
+                Err(error) => error.to_string(),
+            },
+        };
+        let accepted = "a JSON file with container, volumes, ports, native, providers and \
+                        environment, as the chart makes it";
+        self.add(key("sidecar_file"), what, accepted);
     }
 
     fn log(&mut self, config: &Config) {

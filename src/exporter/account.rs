@@ -27,7 +27,19 @@ pub struct Account {
     pub api_key_file: Option<PathBuf>,
     /// The variable of the environment that holds the key, such as `OPENROUTER_API_KEY`.
     pub api_key_env: Option<String>,
-    /// The provider's own id of the account, where its billing API wants one: xAI's team id.
+    /// The key that the bill is read with, where that is another one: an admin key of OpenAI or
+    /// Anthropic. Prefer `admin_key_file`. Unset, it is the one that the balance is read with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub admin_key: Option<Secret>,
+    /// A file that holds `admin_key`. It is read each time.
+    pub admin_key_file: Option<PathBuf>,
+    /// The fingerprints of the keys whose traffic this account pays for, as `taffrail usage --by key`
+    /// shows them, with spaces between. Needed where a provider has several accounts; unset, the
+    /// only account of a provider pays for all of its traffic.
+    pub key_fingerprints: Option<String>,
+    /// The provider's own id of the account, where its billing API wants one: xAI's team id. With
+    /// OpenAI it is the project that the bill is of, in place of the organisation.
     pub billing_id: Option<String>,
     /// The currency of `top_ups`, and of a balance whose currency neither the API nor its host
     /// tells, as ISO 4217 has it. Unset, it is the provider's usual one.
@@ -40,6 +52,11 @@ pub struct Account {
     #[serde(deserialize_with = "amount::optional")]
     #[schemars(with = "Option<f64>")]
     pub critical_below: Option<Decimal>,
+    /// How many US dollars one of the balance's currency is, to tell the bill from a balance that is
+    /// not in dollars.
+    #[serde(deserialize_with = "amount::optional")]
+    #[schemars(with = "Option<f64>")]
+    pub usd_rate: Option<Decimal>,
     /// What was paid in, where no API tells the balance: it is then kept as a ledger, these less
     /// what the traffic has cost since the first of them.
     pub top_ups: Vec<TopUp>,
@@ -51,21 +68,43 @@ impl Account {
     /// # Errors
     /// When the file cannot be read or is empty.
     pub fn current_key(&self) -> Result<Option<Secret>, Fault> {
-        let Some(path) = &self.api_key_file else {
-            return Ok(self.api_key.clone());
-        };
-        let cannot = |why: String| {
-            let path = path.display();
-            let detail = format!("cannot read the key from {path}: {why}");
-            Fault::new(FaultClass::Auth, detail)
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
-        let text = text.trim();
-        if text.is_empty() {
-            return Err(cannot("it is empty".to_owned()));
-        }
-        Ok(Some(Secret::new(text)))
+        key_of(self.api_key_file.as_ref(), self.api_key.as_ref())
     }
+
+    /// Its `key_fingerprints`, one by one.
+    pub fn fingerprints(&self) -> impl Iterator<Item = &str> {
+        let all = self.key_fingerprints.as_deref().unwrap_or_default();
+        all.split_ascii_whitespace()
+    }
+
+    /// The key that the bill is read with, as it is now.
+    ///
+    /// # Errors
+    /// As [`Account::current_key`].
+    pub fn bill_key(&self) -> Result<Option<Secret>, Fault> {
+        match key_of(self.admin_key_file.as_ref(), self.admin_key.as_ref())? {
+            Some(key) => Ok(Some(key)),
+            None => self.current_key(),
+        }
+    }
+}
+
+/// The key that a file holds now, else the configured one.
+fn key_of(file: Option<&PathBuf>, configured: Option<&Secret>) -> Result<Option<Secret>, Fault> {
+    let Some(path) = file else {
+        return Ok(configured.cloned());
+    };
+    let cannot = |why: String| {
+        let path = path.display();
+        let detail = format!("cannot read the key from {path}: {why}");
+        Fault::new(FaultClass::Auth, detail)
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(cannot("it is empty".to_owned()));
+    }
+    Ok(Some(Secret::new(text)))
 }
 
 /// A payment into an account.

@@ -11,5 +11,6 @@ pub mod fetch;
 pub mod housekeeping;
 pub mod jobs;
 pub mod prices;
+pub mod reconcile;
 pub mod schedule;
 mod standing;

@@ -7,8 +7,8 @@
 //!
 //! The segment files are the one truth. The cursor file only spares a restart the replay of what
 //! is stored already; lost, stale or garbage, it costs that replay and nothing else, because the
-//! store takes a record once by its id. `segment.rs` describes the bytes, `log.rs` the rules,
-//! `disk.rs` the file operations, docs/journal.md the guarantees.
+//! store takes a record once by its id. `segment.rs` describes the bytes, `codec.rs` what is in
+//! them, `log.rs` the rules, `disk.rs` the file operations, docs/journal.md the guarantees.
 //!
 //! The journal must never stop the process from starting because of what a file holds, never
 //! delete what it could not read, and never let the request path wait for anything but one
@@ -16,6 +16,7 @@
 //! not take a record it goes to a bounded memory, from which the drain ships it as well; only
 //! when that is full is it dropped, with the reason, and counted.
 
+pub mod codec;
 mod dead_letter;
 pub mod disk;
 mod log;
@@ -901,7 +902,7 @@ impl Shared {
 /// The record in the frame at an offset, if it is intact.
 fn decode(bytes: &[u8], start: usize) -> Option<UsageRecord> {
     let frame = segment::read_frame(bytes, start).filter(|frame| frame.kind == Kind::Record)?;
-    serde_json::from_slice(frame.body).ok()
+    codec::record(frame.id, frame.body)
 }
 
 /// When a record was settled: at its end, or its start if nobody saw the end.

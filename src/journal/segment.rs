@@ -11,19 +11,23 @@
 //!
 //! The checksum of a frame covers `len`, `kind` and `payload`, so that a run of zeros, as a power
 //! loss can leave it, is not a frame. The id stands before the body so that a scan matches
-//! intents and records without reading any JSON.
+//! intents and records without reading any body.
 //!
 //! | kind | body |
 //! |---|---|
-//! | 1 intent | JSON of [`Intent`](crate::record::Intent) |
-//! | 2 record | JSON of [`UsageRecord`](crate::record::UsageRecord) |
+//! | 1 intent | fields of an [`Intent`](crate::record::Intent), see [`codec`](super::codec) |
+//! | 2 record | fields of a [`UsageRecord`](crate::record::UsageRecord) |
 //! | 3 abandoned | empty: the intent of that id needs no record |
 
-use serde::Serialize;
 use uuid::Uuid;
 
+use super::codec::Body;
+
 /// The version of the format that is written.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// The first version, which is read as well: its bodies are JSON.
+const VERSION_MIN: u32 = 1;
 
 /// Bytes of the segment header.
 pub const HEADER_BYTES: usize = 32;
@@ -31,7 +35,7 @@ pub const HEADER_BYTES: usize = 32;
 /// Bytes of a frame before its payload.
 pub const FRAME_HEAD_BYTES: usize = 9;
 
-/// The largest payload. A record is about 600 bytes; this only has to stay far above the
+/// The largest payload. A record is about 700 bytes; this only has to stay far above the
 /// longest that a provider's usage object can make it, and far below a segment.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 
@@ -75,14 +79,14 @@ pub struct Frame<'a> {
     pub kind: Kind,
     /// The id of the request.
     pub id: Uuid,
-    /// The JSON, or nothing.
+    /// The fields, or nothing.
     pub body: &'a [u8],
 }
 
 /// What the first bytes of a segment say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
-    /// A segment of the version that this program writes.
+    /// A segment of a version that this program reads.
     Known {
         /// Told apart from any other segment, whatever its file is called.
         id: Uuid,
@@ -102,7 +106,7 @@ pub enum EncodeError {
     /// The payload exceeds [`PAYLOAD_BYTES_MAX`].
     #[error("payload exceeds {PAYLOAD_BYTES_MAX} bytes")]
     TooLarge,
-    /// The value has no JSON form.
+    /// A part of the body has no JSON form.
     #[error("cannot encode as JSON")]
     Json(#[source] serde_json::Error),
 }
@@ -135,21 +139,21 @@ pub fn read_header(bytes: &[u8]) -> Header {
         intact.then(|| (u32::from_le_bytes(*version), Uuid::from_bytes(*id)))
     };
     match parse() {
-        Some((VERSION, id)) => Header::Known { id },
+        Some((VERSION_MIN..=VERSION, id)) => Header::Known { id },
         Some((version, _)) => Header::Foreign { version },
         None => Header::Broken,
     }
 }
 
-/// A frame around the JSON of a value.
+/// A frame around a body.
 ///
 /// # Errors
-/// If the value is too large or has no JSON form.
-pub fn encode(kind: Kind, id: Uuid, body: &impl Serialize) -> Result<Vec<u8>, EncodeError> {
+/// If the body is too large or has no encoding.
+pub fn encode(kind: Kind, id: Uuid, body: &(impl Body + ?Sized)) -> Result<Vec<u8>, EncodeError> {
     // Most records fit, so that the buffer seldom grows.
     let mut frame = Vec::with_capacity(1024);
     start(&mut frame, id);
-    serde_json::to_writer(&mut frame, body).map_err(EncodeError::Json)?;
+    body.encode(&mut frame).map_err(EncodeError::Json)?;
     finish(frame, kind)
 }
 
@@ -316,8 +320,8 @@ mod tests {
         let mut bytes = header(id(9)).to_vec();
         let mut offsets = [HEADER_BYTES; 4];
         let frames = [
-            encode(Kind::Intent, id(1), &"a").unwrap(),
-            encode(Kind::Record, id(2), &"bcdefgh").unwrap(),
+            encode(Kind::Intent, id(1), b"a".as_slice()).unwrap(),
+            encode(Kind::Record, id(2), b"bcdefgh".as_slice()).unwrap(),
             encode_abandoned(id(3)),
         ];
         for (index, frame) in frames.iter().enumerate() {
@@ -352,8 +356,8 @@ mod tests {
         assert_eq!(
             scan(&bytes).collect::<Vec<_>>(),
             [
-                frame(0, Kind::Intent, 1, b"\"a\"".as_slice()),
-                frame(1, Kind::Record, 2, b"\"bcdefgh\""),
+                frame(0, Kind::Intent, 1, b"a".as_slice()),
+                frame(1, Kind::Record, 2, b"bcdefgh"),
                 frame(2, Kind::Abandoned, 3, b""),
             ]
         );
@@ -401,10 +405,10 @@ mod tests {
         }
         assert_eq!(read_header(&good[..31]), Header::Broken);
         let mut newer = good;
-        newer[8] = 2;
+        newer[8] = 3;
         let crc = crc32c::crc32c(&newer[..28]).to_le_bytes();
         newer[28..].copy_from_slice(&crc);
-        assert_eq!(read_header(&newer), Header::Foreign { version: 2 });
+        assert_eq!(read_header(&newer), Header::Foreign { version: 3 });
     }
 
     #[test]
@@ -420,7 +424,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_passed_over_whole() {
-        let mut frame = encode(Kind::Record, id(1), &"x").unwrap();
+        let mut frame = encode(Kind::Record, id(1), b"x".as_slice()).unwrap();
         let payload = frame.split_off(FRAME_HEAD_BYTES);
         let len = u32::try_from(payload.len()).unwrap().to_le_bytes();
         let mut bytes = header(id(9)).to_vec();
@@ -434,10 +438,10 @@ mod tests {
 
     #[test]
     fn the_payload_limit_is_exact() {
-        let body = |bytes: usize| "x".repeat(bytes - ID_BYTES - 2);
-        assert!(encode(Kind::Record, id(1), &body(PAYLOAD_BYTES_MAX)).is_ok());
+        let body = |bytes: usize| vec![b'x'; bytes - ID_BYTES];
+        assert!(encode(Kind::Record, id(1), body(PAYLOAD_BYTES_MAX).as_slice()).is_ok());
         assert!(matches!(
-            encode(Kind::Record, id(1), &body(PAYLOAD_BYTES_MAX + 1)),
+            encode(Kind::Record, id(1), body(PAYLOAD_BYTES_MAX + 1).as_slice()),
             Err(EncodeError::TooLarge)
         ));
     }

@@ -40,6 +40,8 @@ pub enum Group {
     Balances,
     /// Prices and scheduled tasks.
     Upkeep,
+    /// The injector of the sidecar in Kubernetes.
+    Injection,
     /// Taffrail itself.
     Process,
 }
@@ -117,7 +119,7 @@ impl Descriptor {
     }
 }
 
-use Group::{Balances, Process, Records, Traffic, Upkeep, Usage};
+use Group::{Balances, Injection, Process, Records, Traffic, Upkeep, Usage};
 use Kind::{Counter, Gauge, Histogram};
 
 /// Requests that ended.
@@ -197,6 +199,33 @@ pub const JOB_DURATION: Descriptor = family(
 .buckets(&[
     0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0,
 ]);
+
+/// Jobs that are not settled.
+pub const JOBS_OPEN: Descriptor = family(
+    Gauge,
+    Traffic,
+    "taffrail_jobs_open",
+    &["provider"],
+    "Jobs submitted through this process that have no row yet",
+);
+
+/// Ends of others' jobs.
+pub const JOB_ENDS_WAITING: Descriptor = family(
+    Gauge,
+    Traffic,
+    "taffrail_job_ends_waiting",
+    &["provider"],
+    "Ends of jobs that another process submitted, which the store has not taken yet",
+);
+
+/// Jobs beyond a limit.
+pub const JOBS_LIMITED: Descriptor = family(
+    Counter,
+    Traffic,
+    "taffrail_jobs_limited_total",
+    &["limit"],
+    "Jobs that got a row before their time because too many were kept",
+);
 
 /// Time added by Taffrail.
 pub const OVERHEAD: Descriptor = family(
@@ -556,6 +585,42 @@ pub const ACCOUNT_STATE: Descriptor = family(
     "1 for the state that an account is in, by its balance and by what its traffic shows; absent while nothing is known",
 );
 
+/// What providers billed.
+pub const PROVIDER_SPEND: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_provider_spend_usd",
+    &["provider", "account", "window"],
+    "What a provider says an account spent in the last closed UTC days; absent while a day of them is unknown",
+);
+
+/// What nobody metered.
+pub const UNMETERED_SPEND: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_unmetered_spend_usd",
+    &["provider", "account", "window"],
+    "The provider's bill less what the metered requests cost in the same days, negative if they cost more; absent while unknown",
+);
+
+/// The age of bills.
+pub const RECONCILED_UNTIL: Descriptor = family(
+    Gauge,
+    Balances,
+    "taffrail_reconciled_until_timestamp_seconds",
+    &["provider", "account"],
+    "The end of the last UTC day whose bill is known, which the windows end with",
+);
+
+/// Readings of bills.
+pub const BILL_READS: Descriptor = family(
+    Counter,
+    Balances,
+    "taffrail_bill_reads_total",
+    &["provider", "account", "result"],
+    "Attempts to read the bill of an account, by how they ended",
+);
+
 /// Size of the price book.
 pub const PRICE_MODELS: Descriptor = family(
     Gauge,
@@ -608,6 +673,42 @@ pub const SCHEDULE_LAST_SUCCESS: Descriptor = family(
     "taffrail_schedule_last_success_timestamp_seconds",
     &["task"],
     "When a scheduled task last succeeded",
+);
+
+/// Reviews of pods.
+pub const INJECTOR_REVIEWS: Descriptor = family(
+    Counter,
+    Injection,
+    "taffrail_injector_reviews_total",
+    &["result"],
+    "Admission reviews that the injector answered, by what became of the pod",
+);
+
+/// Warnings in reviews.
+pub const INJECTOR_WARNINGS: Descriptor = family(
+    Counter,
+    Injection,
+    "taffrail_injector_warnings_total",
+    &[],
+    "Warnings in the injector's answers: annotations that do not hold, pods that it leaves alone",
+);
+
+/// Expiry of the injector's certificate.
+pub const INJECTOR_CERTIFICATE_EXPIRY: Descriptor = family(
+    Gauge,
+    Injection,
+    "taffrail_injector_certificate_expiry_timestamp_seconds",
+    &[],
+    "When the certificate that the injector serves expires; absent while it has none",
+);
+
+/// Looks after the injector's certificate.
+pub const INJECTOR_CERTIFICATE_CHECKS: Descriptor = family(
+    Counter,
+    Injection,
+    "taffrail_injector_certificate_checks_total",
+    &["result"],
+    "Looks at the injector's certificate, its Secret and the webhook's configuration",
 );
 
 /// Limits on label values that bit.
@@ -702,6 +803,9 @@ pub const ALL: &[&Descriptor] = &[
     &TIME_TO_FIRST_TOKEN,
     &TIME_PER_OUTPUT_TOKEN,
     &JOB_DURATION,
+    &JOBS_OPEN,
+    &JOB_ENDS_WAITING,
+    &JOBS_LIMITED,
     &OVERHEAD,
     &REQUESTS_IN_FLIGHT,
     &REQUEST_BYTES,
@@ -739,11 +843,19 @@ pub const ALL: &[&Descriptor] = &[
     &BALANCE_SYNCS,
     &BALANCE_SYNC_DURATION,
     &ACCOUNT_STATE,
+    &PROVIDER_SPEND,
+    &UNMETERED_SPEND,
+    &RECONCILED_UNTIL,
+    &BILL_READS,
     &PRICE_MODELS,
     &PRICE_LAST_SUCCESS,
     &PRICE_REFRESHES,
     &SCHEDULE_RUNS,
     &SCHEDULE_LAST_SUCCESS,
+    &INJECTOR_REVIEWS,
+    &INJECTOR_WARNINGS,
+    &INJECTOR_CERTIFICATE_EXPIRY,
+    &INJECTOR_CERTIFICATE_CHECKS,
     &SERIES_LIMITED,
     &METER_PANICS,
     &BUILD_INFO,

@@ -12,6 +12,7 @@
 //! formats, [`process`] the numbers of the process.
 
 mod accounts;
+mod bills;
 pub mod catalogue;
 pub mod exposition;
 mod families;
@@ -38,6 +39,7 @@ use rust_decimal::prelude::ToPrimitive;
 use tokio::time::Instant;
 
 pub use self::accounts::AccountView;
+pub use self::bills::BillView;
 use self::exposition::Format;
 use self::families::{Families, GaugeF64, LabelledFamily};
 use self::labels::{ATTRIBUTION_LABELS_MAX, Names, OTHER, Slot, UNKNOWN, clean};
@@ -45,8 +47,9 @@ use self::records::Records;
 use self::series::{Budget, Handles, Key, Series, SeriesMap};
 use self::values::ExactCounter;
 pub use self::vocabulary::{
-    AccountState, HandshakeFault, JournalFault, Level, Limit, Listener, Phase, PriceResult,
-    ProxyError, Reason, Rewrite, RunResult, Stage, SyncResult,
+    AccountState, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener, Phase,
+    PriceResult, ProxyError, Reason, ReviewResult, Rewrite, RunResult, SpendWindow, Stage,
+    SyncResult,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;
@@ -153,6 +156,8 @@ struct ProviderMetrics {
     models: Names,
     series: SeriesMap,
     in_flight: Gauge,
+    jobs_open: Gauge,
+    job_ends_waiting: Gauge,
     request_bytes: Counter,
     response_bytes: Counter,
     upstream_retries: Counter,
@@ -182,6 +187,24 @@ impl Drop for InFlight {
     }
 }
 
+/// Counts a job as kept until it is dropped.
+#[derive(Debug)]
+#[must_use = "the job is kept until this is dropped"]
+pub struct KeptJob(Gauge);
+
+impl KeptJob {
+    fn of(gauge: &Gauge) -> KeptJob {
+        gauge.inc();
+        KeptJob(gauge.clone())
+    }
+}
+
+impl Drop for KeptJob {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Counts a connection as open until it is dropped.
 #[derive(Debug)]
 #[must_use = "the connection is open until this is dropped"]
@@ -200,6 +223,8 @@ impl ProviderMetrics {
             models: Names::default(),
             series: SeriesMap::default(),
             in_flight: families.in_flight.with(&[name]),
+            jobs_open: families.jobs_open.with(&[name]),
+            job_ends_waiting: families.job_ends_waiting.with(&[name]),
             request_bytes: families.request_bytes.with(&[name]),
             response_bytes: families.response_bytes.with(&[name]),
             upstream_retries: families.upstream_retries.with(&[name]),
@@ -311,6 +336,9 @@ impl Metrics {
         }
         for fault in JournalFault::ALL {
             families.journal_faults.with(&[fault.as_str()]);
+        }
+        for limit in JobLimit::ALL {
+            families.jobs_limited.with(&[limit.as_str()]);
         }
         for limit in Limit::ALL {
             self.limited(*limit, 0);
@@ -474,6 +502,21 @@ impl Metrics {
         let gauge = self.provider(provider).in_flight.clone();
         gauge.inc();
         InFlight(gauge)
+    }
+
+    /// Counts a job that was submitted as open until the guard is dropped.
+    pub fn job_open(&self, provider: &str) -> KeptJob {
+        KeptJob::of(&self.provider(provider).jobs_open)
+    }
+
+    /// Counts the end of another's job as waiting for the store until the guard is dropped.
+    pub fn job_end_waiting(&self, provider: &str) -> KeptJob {
+        KeptJob::of(&self.provider(provider).job_ends_waiting)
+    }
+
+    /// Counts a job that was not kept because of that limit.
+    pub fn job_limited(&self, limit: JobLimit) {
+        self.families.jobs_limited.with(&[limit.as_str()]).inc();
     }
 
     /// Counts a connection of `listener` as open until the guard is dropped.
@@ -673,6 +716,38 @@ impl Metrics {
         for result in RunResult::ALL {
             self.families.schedule_runs.with(&[task, result.as_str()]);
         }
+    }
+
+    /// Starts the counters of the injector at 0.
+    pub fn injector(&self) {
+        for result in ReviewResult::ALL {
+            self.families.injector_reviews.with(&[result.as_str()]);
+        }
+        self.families.injector_warnings.with(&[]);
+        for result in RunResult::ALL {
+            let checks = &self.families.injector_certificate_checks;
+            checks.with(&[result.as_str()]);
+        }
+    }
+
+    /// Counts a review of the injector with its warnings.
+    pub fn injector_review(&self, result: ReviewResult, warnings: usize) {
+        let reviews = &self.families.injector_reviews;
+        reviews.with(&[result.as_str()]).inc();
+        let warnings = u64::try_from(warnings).unwrap_or(u64::MAX);
+        self.families.injector_warnings.with(&[]).inc_by(warnings);
+    }
+
+    /// Counts a look at the injector's certificate.
+    pub fn injector_certificate_check(&self, result: RunResult) {
+        let checks = &self.families.injector_certificate_checks;
+        checks.with(&[result.as_str()]).inc();
+    }
+
+    /// Takes the time at which the injector's certificate expires.
+    pub fn injector_certificate_expiry(&self, expiry: DateTime<Utc>) {
+        let families = &self.families.injector_certificate_expiry;
+        set(families, &[], timestamp_seconds(expiry));
     }
 
     /// Takes the numbers of the process; for a scrape hook.

@@ -1,5 +1,7 @@
 //! The label values that are known in advance, where no other part of Taffrail has them.
 
+use crate::ask::FaultClass;
+
 /// A set of label values known in advance, with the name of each.
 macro_rules! label_values {
     ($(#[$meta:meta])* $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
@@ -92,6 +94,32 @@ label_values! {
         ProxyTls = "proxy_tls",
         /// The admin endpoints.
         Admin = "admin",
+        /// The injector's, which Kubernetes asks about pods.
+        Injector = "injector",
+    }
+}
+
+label_values! {
+    /// What became of a pod that the injector was asked about.
+    ReviewResult {
+        /// It has the sidecar now.
+        Injected = "injected",
+        /// It had the sidecar.
+        AlreadyInjected = "already_injected",
+        /// Its label says that it wants none.
+        OptedOut = "opted_out",
+        /// It is in the namespace of the injector.
+        OwnNamespace = "own_namespace",
+        /// It is on its node's network.
+        HostNetwork = "host_network",
+        /// It runs on Windows.
+        Windows = "windows",
+        /// It has a container with a port of the sidecar's.
+        PortInUse = "port_in_use",
+        /// It is to complete, which a plain sidecar would keep it from.
+        NeverCompletes = "never_completes",
+        /// What came is no review of a pod's creation.
+        Malformed = "malformed",
     }
 }
 
@@ -158,6 +186,16 @@ label_values! {
 }
 
 label_values! {
+    /// A bound on the jobs that a process keeps.
+    JobLimit {
+        /// Jobs that it submitted and that are not settled.
+        Open = "open",
+        /// Ends of others' jobs that the store has not taken yet.
+        Ends = "ends",
+    }
+}
+
+label_values! {
     /// How reading a balance ended.
     SyncResult {
         /// There is a balance.
@@ -172,6 +210,42 @@ label_values! {
         Timeout = "timeout",
         /// Anything else.
         Error = "error",
+    }
+}
+
+impl SyncResult {
+    /// How it ended by the class of its fault.
+    pub const fn of(class: FaultClass) -> SyncResult {
+        match class {
+            FaultClass::Auth => SyncResult::Auth,
+            FaultClass::RateLimited => SyncResult::RateLimited,
+            FaultClass::Timeout => SyncResult::Timeout,
+            FaultClass::Unsupported => SyncResult::Unsupported,
+            FaultClass::Error => SyncResult::Error,
+        }
+    }
+}
+
+label_values! {
+    /// How many of the last closed UTC days.
+    SpendWindow {
+        /// One.
+        Day = "1d",
+        /// Seven.
+        Week = "7d",
+        /// Thirty.
+        Month = "30d",
+    }
+}
+
+impl SpendWindow {
+    /// How many days.
+    pub const fn days(self) -> u64 {
+        match self {
+            SpendWindow::Day => 1,
+            SpendWindow::Week => 7,
+            SpendWindow::Month => 30,
+        }
     }
 }
 

@@ -68,6 +68,9 @@ pub struct Query<'a> {
     pub region: Option<&'a str>,
     /// Size and quality of an image (`1024x1024/hd`), or resolution of a video.
     pub image_variant: Option<&'a str>,
+    /// Whether the usage is the sum of many requests, as a batch's is: how long the context of
+    /// each was is not known then, and where a price depends on it the cost is an estimate.
+    pub is_sum: bool,
     /// When the request started.
     pub at: DateTime<Utc>,
 }
@@ -307,6 +310,7 @@ impl PriceBook {
             service_tier: query.service_tier,
             region: query.region,
             variant: query.image_variant,
+            is_sum: query.is_sum,
         };
         match price.cost(query.usage, terms) {
             Ok(cost) => {

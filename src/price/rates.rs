@@ -189,6 +189,8 @@ pub(super) struct Terms<'a> {
     pub(super) service_tier: Option<&'a str>,
     pub(super) region: Option<&'a str>,
     pub(super) variant: Option<&'a str>,
+    /// Whether the usage is of many requests, each with a context of its own.
+    pub(super) is_sum: bool,
 }
 
 /// What a usage costs, and whether a rate stood in for one that is not listed.
@@ -297,6 +299,15 @@ impl Price {
             .map(|(_, rates)| rates)
     }
 
+    /// Whether one of the requests that a usage is the sum of can have had a longer context than
+    /// the rates of any hold for.
+    fn may_be_above(&self, tier: Option<&RateSet>, usage: &Usage) -> bool {
+        let sum = usage.input_tokens_total().unwrap_or_default();
+        let sets = [Some(&self.standard), tier];
+        let mut limits = sets.into_iter().flatten().flat_map(|set| &set.above);
+        limits.any(|(limit, _)| sum > *limit)
+    }
+
     fn sheet<'a>(&'a self, terms: Terms<'_>, usage: &Usage) -> Sheet<'a> {
         let is_one_of = |names: &[&str], name: &str| {
             names
@@ -334,7 +345,10 @@ impl Price {
                 .filter(|_| usage.get(Unit::BillableUnit).is_none()),
             factor: factor.unwrap_or(Decimal::ONE),
             is_listed: is_tier_listed && is_region_listed,
-            context: usage.input_tokens_total().unwrap_or_default(),
+            context: match terms.is_sum {
+                true => Decimal::ZERO,
+                false => usage.input_tokens_total().unwrap_or_default(),
+            },
         }
     }
 
@@ -343,7 +357,7 @@ impl Price {
         let sheet = self.sheet(terms, usage);
         let mut tokens = Decimal::ZERO;
         let mut others = Decimal::ZERO;
-        let mut estimated = false;
+        let mut estimated = terms.is_sum && self.may_be_above(sheet.tier, usage);
         for (unit, quantity) in usage.iter().filter(|(_, quantity)| !quantity.is_zero()) {
             let Some((rate, is_stand_in)) = sheet.rate(unit) else {
                 if sheet.is_measured_otherwise(unit, usage) {

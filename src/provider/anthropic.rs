@@ -16,11 +16,12 @@ use super::response::Quantity::{self, Object};
 use super::response::{Counts, Field, ResponseMeter, Row, Settled, Table, Vendor, set_known};
 use super::route::{self, Route, Segments, route};
 use super::{
-    Call, Meter, Part, Provider, RateLimit, RequestHead, RequestReader, ResponseHead, chat,
-    common_rate_limits, request,
+    Call, Meter, Part, Provider, RateLimit, RequestHead, RequestReader, ResponseHead,
+    anthropic_batch, chat, common_rate_limits, request,
 };
 use crate::record::Operation;
 use crate::usage::{Unit, Usage};
+use crate::wire::json::Selector;
 use crate::wire::json::Step::{self, Key};
 
 /// Route, configuration key and label.
@@ -39,10 +40,11 @@ static VENDOR: Vendor = Vendor {
 static ROUTES: &[Route] = &[
     route("POST", "/v1/messages", Operation::Chat),
     route("POST", "/v1/messages/count_tokens", Operation::CountTokens),
-    route("*", "/v1/messages/batches/{id}/results", Operation::Batch),
-    route("*", "/v1/messages/batches/{id}/cancel", Operation::Batch),
-    route("*", "/v1/messages/batches/{id}", Operation::Batch),
-    route("*", "/v1/messages/batches", Operation::Batch),
+    route("POST", anthropic_batch::BATCHES, Operation::Batch),
+    route("GET", anthropic_batch::RESULTS, Operation::Control),
+    route("POST", anthropic_batch::CANCEL, Operation::Control),
+    route("*", anthropic_batch::BATCH, Operation::Control),
+    route("*", anthropic_batch::BATCHES, Operation::Control),
     route("POST", "/v1/complete", Operation::Completion),
     // Compatible with OpenAI's.
     route("POST", COMPATIBLE, Operation::Chat),
@@ -77,9 +79,19 @@ impl Provider for Anthropic {
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter> {
         if call.route == COMPATIBLE {
             Box::new(chat::meter(call, head, &VENDOR))
+        } else if let Some(batch) = anthropic_batch::meter(call, head) {
+            batch
         } else {
             Box::new(meter(call, head, &VENDOR))
         }
+    }
+
+    fn follow_up(&self, _call: &Call, target: &str, job_id: &str) -> Option<String> {
+        anthropic_batch::follow_up(target, job_id)
+    }
+
+    fn job_urls(&self, call: &Call) -> Option<&'static Selector> {
+        call.job.as_ref().map(|_| &*anthropic_batch::JOB_URLS)
     }
 
     fn needs_usage_injection(&self, _call: &Call) -> bool {
@@ -102,7 +114,7 @@ pub(crate) fn recognise(head: RequestHead<'_>) -> Call {
         operation,
         route: Cow::Borrowed(template),
         model: None,
-        job: None,
+        job: anthropic_batch::job(head.method, template, segments.get(3)),
     }
 }
 

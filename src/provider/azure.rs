@@ -10,8 +10,8 @@ use http::HeaderMap;
 use super::response::Vendor;
 use super::route::{self, Segments};
 use super::{
-    Call, Meter, Provider, RateLimit, RequestHead, RequestReader, ResponseHead, anthropic, chat,
-    common_rate_limits, request,
+    Call, Meter, Provider, RateLimit, RequestHead, RequestReader, ResponseHead, anthropic,
+    anthropic_batch, chat, common_rate_limits, request,
 };
 
 /// Route, configuration key and label.
@@ -75,18 +75,21 @@ impl Provider for Azure {
     }
 
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter> {
-        if is_anthropic(call) {
+        if let Some(batch) = anthropic_batch::meter(call, head).filter(|_| is_anthropic(call)) {
+            batch
+        } else if is_anthropic(call) {
             Box::new(anthropic::meter(call, head, &VENDOR))
         } else {
             Box::new(chat::meter(call, head, &VENDOR))
         }
     }
 
-    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
-        // Elsewhere the query must name a version of the API.
-        call.route
-            .starts_with("/openai/v1/")
-            .then(|| chat::follow_up(call, job_id))
+    fn follow_up(&self, call: &Call, target: &str, job_id: &str) -> Option<String> {
+        if is_anthropic(call) {
+            anthropic_batch::follow_up(target, job_id)
+        } else {
+            chat::follow_up(call, target, job_id)
+        }
     }
 
     fn needs_usage_injection(&self, call: &Call) -> bool {

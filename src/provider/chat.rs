@@ -20,7 +20,7 @@ use super::response::{
 use super::route::{self, Route, Segments, route};
 use super::{
     Call, JobCall, Meter, Part, Provider, RateLimit, RequestHead, RequestReader, ResponseHead,
-    common_rate_limits, request,
+    common_rate_limits, job_operation, request,
 };
 use crate::record::Operation;
 use crate::usage::{Unit, Usage};
@@ -84,8 +84,8 @@ impl Provider for Chat {
         Box::new(meter(call, head, self.vendor))
     }
 
-    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
-        Some(follow_up(call, job_id))
+    fn follow_up(&self, call: &Call, target: &str, job_id: &str) -> Option<String> {
+        follow_up(call, target, job_id)
     }
 
     fn needs_usage_injection(&self, call: &Call) -> bool {
@@ -137,11 +137,16 @@ pub(crate) fn recognise(head: RequestHead<'_>) -> Call {
 /// The place of a call of that template in the life of a job, where `id` would name the job.
 fn job(method: &Method, template: &str, id: Option<&str>) -> Option<JobCall> {
     let asks = match template {
-        "/v1/responses" | "/v1/videos" | "/v1/videos/edits" | "/v1/videos/{id}/remix" => {
+        "/v1/responses"
+        | "/v1/videos"
+        | "/v1/videos/edits"
+        | "/v1/videos/extensions"
+        | "/v1/videos/{id}/remix"
+        | "/v1/batches" => {
             return Some(JobCall::Submit).filter(|_| method == Method::POST);
         }
-        "/v1/responses/{id}" | "/v1/videos/{id}" => Method::GET,
-        "/v1/responses/{id}/cancel" => Method::POST,
+        "/v1/responses/{id}" | "/v1/videos/{id}" | "/v1/batches/{id}" => Method::GET,
+        "/v1/responses/{id}/cancel" | "/v1/batches/{id}/cancel" => Method::POST,
         _ => return None,
     };
     id.filter(|_| *method == asks)
@@ -149,15 +154,23 @@ fn job(method: &Method, template: &str, id: Option<&str>) -> Option<JobCall> {
         .map(JobCall::Follow)
 }
 
-/// The path that tells how the job is that this call has submitted. A prefix of the vendor's that
-/// the call's route leaves out is missing here too.
-pub(crate) fn follow_up(call: &Call, job_id: &str) -> String {
+/// The path that tells how the job is that this call to `target` has submitted: beside it, below
+/// whatever prefix the vendor has, by the same version of Azure's API.
+pub(crate) fn follow_up(call: &Call, target: &str, job_id: &str) -> Option<String> {
     let collection = match call.operation {
         Operation::Video => "/videos",
+        Operation::Batch => "/batches",
         _ => "/responses",
     };
-    let base = call.route.split(collection).next().unwrap_or_default();
-    format!("{base}{collection}/{job_id}")
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    let (base, _) = path.split_once(collection)?;
+    let version = route::query_value(query, "api-version")
+        .map(|version| format!("?api-version={version}"))
+        .unwrap_or_default();
+    Some(format!("{base}{collection}/{job_id}{version}"))
 }
 
 /// The paths that OpenAI defined, and a few that its followers added. A vendor's prefix may
@@ -184,15 +197,17 @@ static ROUTES: &[Route] = &[
     route("*", "/v1/responses/{id}", Operation::Control),
     route("*", "/v1/models", Operation::Models),
     route("*", "/v1/models/*", Operation::Models),
-    route("*", "/v1/batches/{id}/cancel", Operation::Batch),
-    route("*", "/v1/batches/{id}", Operation::Batch),
-    route("*", "/v1/batches", Operation::Batch),
+    route("POST", "/v1/batches", Operation::Batch),
+    route("*", "/v1/batches/{id}/cancel", Operation::Control),
+    route("*", "/v1/batches/{id}", Operation::Control),
+    route("*", "/v1/batches", Operation::Control),
     route("*", "/v1/files/{id}/content", Operation::Files),
     route("*", "/v1/files/{id}", Operation::Files),
     route("*", "/v1/files", Operation::Files),
     route("*", "/v1/uploads/*", Operation::Files),
     route("POST", "/v1/videos", Operation::Video),
     route("POST", "/v1/videos/edits", Operation::Video),
+    route("POST", "/v1/videos/extensions", Operation::Video),
     route("POST", "/v1/videos/{id}/remix", Operation::Video),
     route("*", "/v1/videos/{id}/content", Operation::Control),
     route("*", "/v1/videos/{id}", Operation::Control),
@@ -224,8 +239,7 @@ pub(crate) fn meter(
 ) -> ResponseMeter<ChatCounts> {
     // What follows a job shows what its submit would show at its end.
     let operation = match &call.job {
-        Some(JobCall::Follow(_)) if call.route.contains("/videos/") => Operation::Video,
-        Some(JobCall::Follow(_)) => Operation::Responses,
+        Some(JobCall::Follow(_)) => job_operation(&call.route),
         _ => call.operation,
     };
     let table: &'static Table = match operation {
@@ -233,6 +247,7 @@ pub(crate) fn meter(
         Operation::Image | Operation::Speech | Operation::Transcription | Operation::Video => {
             &MEDIA
         }
+        Operation::Batch => &BATCH,
         _ => &COMPLETIONS,
     };
     ResponseMeter::new(table, vendor, operation, head).of_job(call.job.as_ref())
@@ -445,6 +460,26 @@ const MEDIA_ROWS: &[Row] = &[
     ),
     (Field::OwnCode, &[Key("code")]),
     (Field::OwnMessage, &[Key("message")]),
+];
+
+/// Batches, which state the usage of all their requests once they are over.
+static BATCH: LazyLock<Table> = LazyLock::new(|| Table::new(BATCH_ROWS));
+const FAULT: [Step; 3] = [Key("errors"), Key("data"), Each];
+const BATCH_ROWS: &[Row] = &[
+    (Field::Model, &[Key("model")]),
+    (Field::RequestId, &[Key("id")]),
+    (Field::Status, &[Key("status")]),
+    (Field::Usage(Object), &[Key("usage")]),
+    // What is wrong with the input.
+    (Field::Error, &FAULT),
+    (
+        Field::ErrorCode,
+        &[FAULT[0], FAULT[1], FAULT[2], Key("code")],
+    ),
+    (
+        Field::ErrorMessage,
+        &[FAULT[0], FAULT[1], FAULT[2], Key("message")],
+    ),
 ];
 
 /// The usage of the dialect, field by field as it was last stated.

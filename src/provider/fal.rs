@@ -176,7 +176,7 @@ impl Provider for Fal {
         }
     }
 
-    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+    fn follow_up(&self, call: &Call, _target: &str, job_id: &str) -> Option<String> {
         // What follows a job up goes without the endpoint's further parts.
         let mut names = call.model.as_deref()?.split('/');
         let (mut owner, mut alias) = (names.next()?.to_owned(), names.next()?);

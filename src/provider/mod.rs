@@ -9,6 +9,7 @@
 //! error means.
 
 mod anthropic;
+mod anthropic_batch;
 mod azure;
 mod chat;
 mod cost;
@@ -176,10 +177,10 @@ pub trait Provider: Send + Sync {
     fn read_request(&self, call: &Call, head: RequestHead<'_>) -> Box<dyn RequestReader>;
     /// A meter for the response; it is given the body decoded from its content encoding.
     fn meter(&self, call: &Call, head: ResponseHead<'_>) -> Box<dyn Meter>;
-    /// The path of a GET that tells how the job of this id is, which this call has submitted; `None`
-    /// if there is none.
-    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
-        let _ = (call, job_id);
+    /// The path of a GET, and its query, that tells how the job of this id is, which this call to
+    /// `target`, a path and its query, has submitted; `None` if there is none.
+    fn follow_up(&self, call: &Call, target: &str, job_id: &str) -> Option<String> {
+        let _ = (call, target, job_id);
         None
     }
     /// Where the answer to this call holds URLs of a job, which lead past the proxy unless they are
@@ -249,6 +250,18 @@ pub fn chat_dialect(name: impl Into<Arc<str>>) -> Arc<dyn Provider> {
     Arc::new(chat::Chat::declared(name))
 }
 
+/// What the job is that a call of that route asks for.
+pub fn job_operation(route: &str) -> Operation {
+    let kinds = [
+        ("/videos", Operation::Video),
+        ("/responses", Operation::Responses),
+        ("/batches", Operation::Batch),
+        ("/trainings", Operation::Training),
+    ];
+    let kind = kinds.into_iter().find(|(part, _)| route.contains(part));
+    kind.map_or(Operation::Prediction, |(_, operation)| operation)
+}
+
 /// The longest URL of a job that is changed.
 pub const JOB_URL_BYTES_MAX: usize = 2048;
 
@@ -302,6 +315,14 @@ fn common_rate_limits(headers: &http::HeaderMap) -> Vec<RateLimit> {
         ),
         stated("requests", "x-ratelimit-limit", "x-ratelimit-remaining"),
     ];
+    // Most responses state none, and one look at each name tells.
+    let may_state = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-ratelimit-") || name.starts_with("anthropic-ratelimit-")
+    };
+    if !headers.keys().any(may_state) {
+        return Vec::new();
+    }
     let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.trim().parse().ok();
     let mut limits: Vec<RateLimit> = Vec::new();
     for &(kind, ref limit, ref remaining) in &STATED {

@@ -134,8 +134,8 @@ impl Provider for OpenRouter {
         }
     }
 
-    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
-        Some(chat::follow_up(call, job_id))
+    fn follow_up(&self, call: &Call, target: &str, job_id: &str) -> Option<String> {
+        chat::follow_up(call, target, job_id)
     }
 
     fn job_urls(&self, call: &Call) -> Option<&'static Selector> {

@@ -171,7 +171,7 @@ impl Provider for Replicate {
         }
     }
 
-    fn follow_up(&self, call: &Call, job_id: &str) -> Option<String> {
+    fn follow_up(&self, call: &Call, _target: &str, job_id: &str) -> Option<String> {
         let kind = match call.operation {
             Operation::Training => "trainings",
             _ => "predictions",

@@ -32,6 +32,9 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 4096;
 /// The longest word (a type, a code, a reason) that is read.
 pub(crate) const WORD_BYTES_MAX: usize = 128;
 
+/// The tier that batches are priced by.
+pub(crate) const BATCH_TIER: &str = "batch";
+
 /// What a value means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Field {
@@ -651,10 +654,10 @@ impl<C: Counts> Answer<C> {
         let role = self.role?;
         // What has no id or says not how far it is could not be asked for.
         self.request_id.as_ref().and(self.progress.as_ref())?;
-        // Every video is a job. A response is one if it says so; where it says nothing, one that
+        // Every video and batch is a job. A response is one if it says so; where it says nothing, one that
         // is not there yet. That a finished one is shown again makes it none: it has its row.
         let is_job = match (self.operation, self.is_background, role) {
-            (Operation::Video, ..) => true,
+            (Operation::Video | Operation::Batch, ..) => true,
             (_, Some(is_background), _) => is_background,
             (_, None, _) => self.is_pending() && !self.is_streamed,
         };
@@ -693,6 +696,9 @@ impl<C: Counts> Answer<C> {
             return Settled::default();
         }
         let mut settled = self.counts.settle(self.operation, self.model.as_deref());
+        if self.operation == Operation::Batch {
+            settled.service_tier = Some(BATCH_TIER.to_owned());
+        }
         settled.stated_cost = settled.stated_cost.or(self.default_cost);
         if self.operation == Operation::Video {
             // The seconds are promised when a video begins, and owed once it is there.

@@ -1,4 +1,4 @@
-//! What `proxy.tls_listen` shows to applications: a certificate from files, or one that the local
+//! What a listener with TLS shows to its clients: a certificate from files, or one that the local
 //! authority issues. Looked at for each connection, so that a renewed one is served without a
 //! restart.
 
@@ -92,7 +92,7 @@ impl ServerTls {
     }
 
     /// What to serve a connection that is made at `now`.
-    pub(super) fn config(&self, now: DateTime<Utc>) -> Arc<ServerConfig> {
+    pub fn config(&self, now: DateTime<Utc>) -> Arc<ServerConfig> {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let renewed = match (&self.source, &served.until) {
             (Source::Authority(authority), Until::Time(until)) if now > *until => {
@@ -115,12 +115,12 @@ impl ServerTls {
         match renewed {
             Ok((config, until)) => {
                 *served = Served { config, until };
-                tracing::info!("the certificate of proxy.tls_listen is renewed");
+                tracing::info!("the served certificate is renewed");
             }
             // Once for each state of the files, so that half an exchange is tried again.
             Err((error, until)) => {
                 served.until = until;
-                tracing::warn!(%error, "cannot renew the certificate of proxy.tls_listen; the one before is served on");
+                tracing::warn!(%error, "cannot renew the served certificate; the one before is served on");
             }
         }
         served.config.clone()
@@ -153,7 +153,11 @@ fn read(certificate: &Path, key: &Path) -> io::Result<Arc<ServerConfig>> {
     })
 }
 
-fn server_config(
+/// Serves a certificate, with those between it and its authority.
+///
+/// # Errors
+/// When the key is not the certificate's.
+pub fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> io::Result<Arc<ServerConfig>> {

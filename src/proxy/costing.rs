@@ -7,7 +7,7 @@ use crate::fault::Outcome;
 use crate::money::Usd;
 use crate::price::{Missing, PriceBook, Query};
 use crate::provider::{End, Report};
-use crate::record::{CostSource, Fidelity, UnpricedReason, UsageRecord};
+use crate::record::{CostSource, Fidelity, Operation, UnpricedReason, UsageRecord};
 use crate::usage::Usage;
 
 /// Enters what a meter reported, and prices it. `image_variant` is what the request asked for.
@@ -100,6 +100,7 @@ fn price(
             service_tier: report.service_tier.as_deref(),
             region: report.region.as_deref(),
             image_variant: image_variant.or(report.image_variant.as_deref()),
+            is_sum: record.operation == Operation::Batch,
             at: record.started_at,
         });
         let missing = priced
@@ -113,7 +114,8 @@ fn price(
 }
 
 /// Why a record without any usage has no cost. An error that the provider answered is not
-/// counted as missing usage: no usage was due.
+/// counted as missing usage: no usage was due. A job was accepted, and may have run for a while
+/// before it failed or was stopped.
 pub(super) fn unpriced_without_usage(record: &UsageRecord, end: End) -> Option<UnpricedReason> {
     if record.operation.is_control() {
         return None;
@@ -123,6 +125,6 @@ pub(super) fn unpriced_without_usage(record: &UsageRecord, end: End) -> Option<U
     }
     match record.outcome {
         Outcome::Ok | Outcome::ContentFiltered => Some(UnpricedReason::UsageMissing),
-        _ => None,
+        _ => record.job_id.as_ref().map(|_| UnpricedReason::UsageMissing),
     }
 }

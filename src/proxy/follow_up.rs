@@ -57,8 +57,8 @@ async fn ask(proxy: SocketAddr, follow_up: &FollowUp) -> anyhow::Result<()> {
             header::USER_AGENT,
             concat!("taffrail/", env!("CARGO_PKG_VERSION")),
         );
-    if let Some(key) = &follow_up.authorization {
-        request = request.header(header::AUTHORIZATION, key);
+    if let Some(headers) = request.headers_mut() {
+        headers.extend(follow_up.headers.clone());
     }
     let request = request.body(Empty::<Bytes>::new())?;
     let asking = async {

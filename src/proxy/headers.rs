@@ -14,6 +14,10 @@ const HOP_BY_HOP: [HeaderName; 5] = [
 /// Removes what concerns one hop only: the fixed fields, everything that `connection` names, and
 /// `proxy-*`. `te: trailers` is kept, since trailers are relayed, and `trailer` with it.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most heads have none of them, and one look at each name tells.
+    if !headers.keys().any(concerns_one_hop) {
+        return;
+    }
     let wants_trailers = headers
         .get_all(header::TE)
         .iter()
@@ -46,6 +50,15 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if wants_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Whether a field of that name is removed, or names others that are.
+fn concerns_one_hop(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    matches!(
+        name,
+        "connection" | "te" | "transfer-encoding" | "upgrade" | "keep-alive"
+    ) || name.starts_with("proxy-")
 }
 
 /// Whether a comma-separated field lists that token, in any case.
@@ -115,6 +128,13 @@ mod tests {
             ("te", "trailers"),
         ]);
         assert_eq!(map, expected);
+    }
+
+    #[test]
+    fn every_field_of_one_hop_is_noticed() {
+        assert!(HOP_BY_HOP.iter().all(concerns_one_hop));
+        assert!(concerns_one_hop(&header::PROXY_AUTHORIZATION));
+        assert!(!concerns_one_hop(&header::CONTENT_LENGTH));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use http::HeaderValue;
+use http::HeaderMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,7 @@ use crate::caller::Instance;
 use crate::clock;
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
+use crate::metrics::{JobLimit, KeptJob};
 use crate::price::{CurrentBook, PriceBook};
 use crate::provider::{End, JobStage, JobView, Report};
 use crate::proxy::costing;
@@ -45,7 +46,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub join_grace: Duration,
-    /// The age at which a job whose end was never seen is recorded as `unresolved`.
+    /// The age at which a job whose end was never seen is recorded as `unresolved`. Batches may
+    /// take a day: where there are any, leave time for their results.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub deadline: Duration,
@@ -88,15 +90,17 @@ struct Open {
     ended: Option<JobEnd>,
     /// When the store, which has its intent then, was last asked for its end.
     exchanged_at: Option<DateTime<Utc>>,
+    /// Counts it as open.
+    _kept: KeptJob,
 }
 
 /// A request, through the proxy, that asks how a job is.
 #[derive(Debug, Clone)]
 pub struct FollowUp {
-    /// The path, with the route.
+    /// The path, with the route, and the query.
     pub path: String,
-    /// The submitter's key, in memory alone.
-    pub authorization: Option<HeaderValue>,
+    /// The submitter's key and what goes with it, in memory alone.
+    pub headers: HeaderMap,
 }
 
 impl Jobs {
@@ -165,9 +169,11 @@ impl Jobs {
             polls,
             ended: ended.map(|report| JobEnd { at: now, report }),
             exchanged_at: None,
+            _kept: self.ledger.metrics().job_open(&key.0),
         };
         if jobs.len() >= OPEN_MAX {
             drop(jobs);
+            self.ledger.metrics().job_limited(JobLimit::Open);
             tracing::warn!(
                 job_id = key.1,
                 open_max = OPEN_MAX,
@@ -243,18 +249,16 @@ impl Jobs {
 
     /// Makes the job's row.
     fn settle(&self, job: Open) {
-        if let Some(accepted) = &job.intent.job {
-            let key = (job.intent.provider.clone(), accepted.id.clone());
+        self.record(job.intent, job.polls, job.ended);
+    }
+
+    fn record(&self, intent: Intent, polls: Option<u32>, ended: Option<JobEnd>) {
+        if let Some(accepted) = &intent.job {
+            let key = (intent.provider.clone(), accepted.id.clone());
             self.others().remember(key, JobStage::Settled);
         }
-        let instance = self.instance.clone();
-        let record = row(
-            &self.prices.load(),
-            instance,
-            job.intent,
-            job.polls,
-            job.ended,
-        );
+        let prices = self.prices.load();
+        let record = row(&prices, self.instance.clone(), intent, polls, ended);
         self.ledger.complete(&record);
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -26,11 +26,11 @@ use crate::proxy::relay::Filter;
 use crate::proxy::relay::{DrainLimits, Relay, RelayError};
 use crate::proxy::rewrite::{self, Splicer, UsageEventFilter};
 use crate::proxy::route::{Route, Routes};
-use crate::proxy::settle::{Books, Opening, Settlement, is_event_stream};
+use crate::proxy::settle::{Books, Opening, Settlement, Submit, is_event_stream};
 use crate::proxy::stream::Phase;
 use crate::proxy::tunnel::Tunnel;
 use crate::proxy::upstream::{Exchanged, Upstreams};
-use crate::record::Operation;
+use crate::record::{Intent, Operation};
 use crate::wire::json::Selector;
 
 /// A body up to this size is read in full before the request goes out: it can then be sent
@@ -216,16 +216,23 @@ impl Service {
         let tap = Rc::new(RefCell::new(RequestTap::new(reader)));
         let mut settlement = Settlement::open(
             self.books.clone(),
-            Opening {
+            Intent {
                 id: clock::new_id(),
                 started_at: clock::wall(),
+                provider: route.label.clone(),
+                operation: call.operation,
+                method: head.method.to_string(),
+                route: call.route.to_string(),
+                model_requested: call.model.clone(),
+                caller: self.identity.caller(&head.headers),
+                job: None,
+            },
+            Opening {
                 started,
                 provider: route.provider.clone(),
                 name: route.label.clone(),
                 call: call.clone(),
-                method: head.method.to_string(),
-                caller: self.identity.caller(&head.headers),
-                authorization: authorization_to_keep(&call, &head.headers),
+                submit: submit_to_keep(&call, &target, &head.headers),
                 request: tap.clone(),
                 _in_flight: self.books.ledger.metrics().in_flight(&route.label),
                 phase,
@@ -505,15 +512,28 @@ impl Injection {
     }
 }
 
-/// The key with which a job can be asked for later, if the call submits one.
-fn authorization_to_keep(call: &Call, headers: &HeaderMap) -> Option<HeaderValue> {
-    let submits = call.job == Some(JobCall::Submit);
-    let mut key = headers
-        .get(header::AUTHORIZATION)
-        .filter(|_| submits)?
-        .clone();
-    key.set_sensitive(true);
-    Some(key)
+/// The headers without which a vendor does not answer: keys, and Anthropic's version of its API.
+static HEADERS_OF_SUBMITS: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("anthropic-version"),
+];
+
+/// What is kept to ask for a job later, if the call submits one.
+fn submit_to_keep(call: &Call, target: &str, headers: &HeaderMap) -> Option<Submit> {
+    if call.job != Some(JobCall::Submit) {
+        return None;
+    }
+    let kept = HEADERS_OF_SUBMITS.iter().filter_map(|name| {
+        let mut value = headers.get(name)?.clone();
+        value.set_sensitive(true);
+        Some((name.clone(), value))
+    });
+    Some(Submit {
+        target: target.to_owned(),
+        headers: kept.collect(),
+    })
 }
 
 /// Whether a body is JSON, by its head.

@@ -10,12 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use chrono::{DateTime, Utc};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use tokio::time::Instant;
-use uuid::Uuid;
 
-use crate::caller::{Caller, Instance};
+use crate::caller::Instance;
 use crate::clock::{self, micros};
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
@@ -90,24 +88,30 @@ impl ResponseTap {
 
 /// A request under way.
 pub(super) struct Opening {
-    pub(super) id: Uuid,
-    pub(super) started_at: DateTime<Utc>,
     pub(super) started: Instant,
     pub(super) provider: Arc<dyn Provider>,
     pub(super) name: Arc<str>,
     pub(super) call: Call,
-    pub(super) method: String,
-    pub(super) caller: Caller,
-    /// The key of a call that submits a job, to ask for it later.
-    pub(super) authorization: Option<HeaderValue>,
+    /// How to ask later for the job that the call may submit.
+    pub(super) submit: Option<Submit>,
     pub(super) request: Rc<RefCell<RequestTap>>,
     pub(super) _in_flight: InFlight,
     /// The client connection's phase, told when the response is over.
     pub(super) phase: Arc<crate::proxy::stream::Phase>,
 }
 
+/// What of a call that submits a job asking for it takes.
+pub(super) struct Submit {
+    /// The path and the query at the provider.
+    pub(super) target: String,
+    /// The key and what goes with it.
+    pub(super) headers: HeaderMap,
+}
+
 struct Open {
     books: Rc<Books>,
+    /// Becomes the record when the request is settled.
+    intent: Option<Intent>,
     opening: Opening,
     tap: Option<ResponseTap>,
     status: Option<u16>,
@@ -122,10 +126,12 @@ struct Open {
 pub(super) struct Settlement(Option<Box<Open>>);
 
 impl Settlement {
-    pub(super) fn open(books: Rc<Books>, opening: Opening) -> Settlement {
+    /// Opens a settlement. The model of `intent` may follow with the request's body.
+    pub(super) fn open(books: Rc<Books>, intent: Intent, opening: Opening) -> Settlement {
         books.under_way.fetch_add(1, Ordering::Relaxed);
         Settlement(Some(Box::new(Open {
             books,
+            intent: Some(intent),
             opening,
             tap: None,
             status: None,
@@ -141,7 +147,10 @@ impl Settlement {
     pub(super) fn intend(&mut self) {
         let Some(open) = &mut self.0 else { return };
         if open.makes_row() {
-            open.books.ledger.begin(&open.intent());
+            open.note_model();
+            if let Some(intent) = &open.intent {
+                open.books.ledger.begin(intent);
+            }
         }
     }
 
@@ -280,37 +289,20 @@ fn own_part(report: &mut Report, status: Option<u16>) {
 }
 
 impl Open {
-    fn makes_row(&self) -> bool {
-        self.books.control_rows || !self.opening.call.operation.is_control()
+    /// Takes over the model that the request's body has named by now.
+    fn note_model(&mut self) {
+        let request = self.opening.request.borrow();
+        let model = &request.facts().model;
+        if let Some(intent) = &mut self.intent
+            && model.is_some()
+            && intent.model_requested != *model
+        {
+            intent.model_requested.clone_from(model);
+        }
     }
 
-    fn intent(&self) -> Intent {
-        let Opening {
-            id,
-            started_at,
-            name,
-            call,
-            method,
-            caller,
-            request,
-            ..
-        } = &self.opening;
-        Intent {
-            id: *id,
-            started_at: *started_at,
-            provider: name.clone(),
-            operation: call.operation,
-            method: method.clone(),
-            route: call.route.to_string(),
-            model_requested: request
-                .borrow()
-                .facts()
-                .model
-                .clone()
-                .or_else(|| call.model.clone()),
-            caller: caller.clone(),
-            job: None,
-        }
+    fn makes_row(&self) -> bool {
+        self.books.control_rows || !self.opening.call.operation.is_control()
     }
 
     /// Whether this call makes no row of its own: the job that it tells of makes one, once it is
@@ -328,20 +320,29 @@ impl Open {
         let Opening {
             provider,
             call,
-            authorization,
+            submit,
             ..
         } = &self.opening;
-        let path = guarded(|| provider.follow_up(call, job_id)).flatten()?;
+        let Submit { target, headers } = submit.as_ref()?;
+        let path = guarded(|| provider.follow_up(call, target, job_id)).flatten()?;
         Some(FollowUp {
             path: format!("/{}{path}", provider.name()),
-            authorization: authorization.clone(),
+            headers: headers.clone(),
         })
     }
 
     /// The intent of the job that this request has submitted.
     fn intent_of_job(&self, record: &UsageRecord, id: String) -> Intent {
-        let facts = self.opening.request.borrow().facts().clone();
+        let request = self.opening.request.borrow();
         Intent {
+            id: record.id,
+            started_at: record.started_at,
+            provider: record.provider.clone(),
+            operation: record.operation,
+            method: record.method.clone(),
+            route: record.route.clone(),
+            model_requested: record.model_requested.clone(),
+            caller: record.caller.clone(),
             job: Some(Job {
                 id,
                 http_status: record.http_status,
@@ -351,10 +352,9 @@ impl Open {
                 response_bytes: record.response_bytes,
                 first_byte_us: record.first_byte_us,
                 overhead_us: record.overhead_us,
-                image_variant: facts.image_variant,
+                image_variant: request.facts().image_variant.clone(),
                 end: None,
             }),
-            ..self.intent()
         }
     }
 
@@ -362,7 +362,11 @@ impl Open {
         let started = clock::instant();
         let books = self.books.clone();
         let makes_row = self.makes_row();
-        let (mut record, seen) = self.record(conclusion);
+        self.note_model();
+        let Some(intent) = self.intent.take() else {
+            return;
+        };
+        let (mut record, seen) = self.record(intent, conclusion);
         match (&self.opening.call.job, seen) {
             // The job's row is made when it is settled; for now this is a control call.
             (Some(JobCall::Submit), Some(seen)) => {
@@ -395,14 +399,18 @@ impl Open {
         self.opening.phase.wait();
     }
 
-    fn record(&mut self, conclusion: Conclusion<'_>) -> (UsageRecord, Option<Seen>) {
+    fn record(
+        &mut self,
+        intent: Intent,
+        conclusion: Conclusion<'_>,
+    ) -> (UsageRecord, Option<Seen>) {
         let settling = clock::instant();
-        let mut record = self.intent().interrupted(self.books.instance.clone());
-        let request = self.opening.request.borrow();
-        let facts = request.facts().clone();
+        let mut record = intent.interrupted(self.books.instance.clone());
+        let request = self.opening.request.clone();
+        let request = request.borrow();
+        let facts = request.facts();
         self.count_panics(request.panics());
         record.request_bytes = Some(request.bytes());
-        drop(request);
         record.response_bytes = Some(self.response_bytes);
         record.duration_us = Some(micros(self.opening.started.elapsed()));
         record.first_byte_us = self.first_byte_us;
@@ -426,7 +434,7 @@ impl Open {
                 return (record, None);
             }
         };
-        let finished = self.tap.take().map(|tap| tap.finish(end, &facts));
+        let finished = self.tap.take().map(|tap| tap.finish(end, facts));
         let report = finished.and_then(|(report, panics)| {
             self.count_panics(panics);
             report

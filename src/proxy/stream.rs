@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsStream;
 
 use crate::clock;
@@ -118,7 +118,9 @@ pub(super) struct ClientStream<G> {
     socket: Stream,
     phase: Arc<Phase>,
     limits: ClientLimits,
-    read_limit: Option<(u8, Pin<Box<Sleep>>)>,
+    /// What the connection waits for, and until when.
+    read_deadline: Option<(u8, Instant)>,
+    read_timer: Option<Pin<Box<Sleep>>>,
     write_limit: Option<Pin<Box<Sleep>>>,
     _guard: G,
 }
@@ -134,32 +136,43 @@ impl<G> ClientStream<G> {
             socket,
             phase,
             limits,
-            read_limit: None,
+            read_deadline: None,
+            read_timer: None,
             write_limit: None,
             _guard: guard,
         }
     }
 
-    /// Whether the time for what the connection is doing is over.
+    /// Whether the time for what the connection is doing is over. The timer is set anew only
+    /// where it would fire too late; where it fires too early, the deadline is looked at.
     fn poll_read_limit(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let phase = self.phase.0.load(Ordering::Relaxed);
         let limit = match phase {
             WAITING => self.limits.idle_timeout,
             HEAD => self.limits.header_timeout,
             _ => {
-                self.read_limit = None;
+                self.read_deadline = None;
                 return Poll::Pending;
             }
         };
-        match &mut self.read_limit {
-            Some((armed_for, sleep)) if *armed_for == phase => sleep.as_mut().poll(cx),
-            armed => {
-                let mut sleep = Box::pin(tokio::time::sleep(limit));
-                let over = sleep.as_mut().poll(cx);
-                *armed = Some((phase, sleep));
-                over
-            }
+        let deadline = match self.read_deadline {
+            Some((waits_for, deadline)) if waits_for == phase => deadline,
+            _ => clock::instant() + limit,
+        };
+        self.read_deadline = Some((phase, deadline));
+        let timer = self
+            .read_timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
         }
+        while timer.as_mut().poll(cx).is_ready() {
+            if clock::instant() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
     }
 
     fn poll_written<T>(
@@ -203,7 +216,7 @@ impl<G: Unpin> AsyncRead for ClientStream<G> {
                     .0
                     .compare_exchange(WAITING, HEAD, Ordering::Relaxed, Ordering::Relaxed);
             if from_waiting.is_ok() {
-                this.read_limit = None;
+                this.read_deadline = None;
             }
         }
         read

@@ -15,6 +15,7 @@ mod jobs;
 mod postgres;
 mod prices;
 mod query;
+mod reconciliations;
 mod row;
 mod slot;
 mod sqlite;
@@ -35,6 +36,7 @@ pub use jobs::{JobNews, JobQuery, OverdueJob};
 pub use postgres::Postgres;
 pub use prices::{CostChange, CostQuery, NewPriceVersion, PriceRefresh, PriceVersion};
 pub use query::{Dimension, LogQuery, ParseDimensionError, Totals, UsageQuery, UsageRow};
+pub use reconciliations::{KeySpend, Metered, Reconciliation};
 pub use row::{COLUMNS, Kind, LogRow, Rejection, TEXT_BYTES_MAX, TOKEN_COLUMNS, Value};
 pub use sqlite::Sqlite;
 pub use sum::{DecimalSum, ParseSumError};
@@ -509,6 +511,67 @@ impl Store {
         match self {
             Store::Sqlite(store) => store.account_signals(lasting).await,
             Store::Postgres(store) => store.account_signals(lasting).await,
+        }
+    }
+
+    /// What requests to a provider cost that started within a window (its end excluded), by key.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn metered_spend(
+        &self,
+        provider: &str,
+        window: (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<Vec<KeySpend>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.metered_spend(provider, window).await,
+            Store::Postgres(store) => store.metered_spend(provider, window).await,
+        }
+    }
+
+    /// Takes in bills against what was metered, one for each account and day. The last bill holds,
+    /// and a failure takes the place of no bill.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::apply`]; the same may be told again.
+    pub async fn record_reconciliations(&self, rows: &[Reconciliation]) -> Result<(), StoreError> {
+        match self {
+            Store::Sqlite(store) => store.record_reconciliations(rows).await,
+            Store::Postgres(store) => store.record_reconciliations(rows).await,
+        }
+    }
+
+    /// Bills against what was metered from a day on, by account and day.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn reconciliations(
+        &self,
+        since: NaiveDate,
+    ) -> Result<Vec<Reconciliation>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.reconciliations(since).await,
+            Store::Postgres(store) => store.reconciliations(since).await,
+        }
+    }
+
+    /// The readings of an account that succeeded within a window, in the order of time, without
+    /// their raw answers.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn balance_readings(
+        &self,
+        account: (&str, &str),
+        window: (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<Vec<BalanceReading>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.balance_readings(account, window).await,
+            Store::Postgres(store) => store.balance_readings(account, window).await,
         }
     }
 

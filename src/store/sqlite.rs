@@ -6,6 +6,7 @@
 //! Sources: sqlite.org/wal.html, sqlite.org/rescode.html.
 
 mod prices;
+mod reconciliations;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};

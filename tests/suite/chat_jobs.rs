@@ -60,6 +60,7 @@ async fn rows_but(
     // What is no job makes its row at once, so that no more can be in front of it.
     let last = match folder {
         "openrouter" => "chat-whole",
+        "anthropic" => "message-whole-cache",
         _ => "responses-whole",
     };
     let mut requests = Vec::new();
@@ -185,10 +186,15 @@ async fn a_background_response_that_does_not_succeed_says_why() {
     assert_eq!(failed.outcome, Outcome::JobFailed);
     assert_eq!(failed.error_code.as_deref(), Some("server_error"));
     assert_eq!(cost(&failed), None);
+    assert_eq!(failed.unpriced_reason, Some(UnpricedReason::UsageMissing));
     let cancelled = row("openai", &[submit, "responses-background-cancel"]).await;
     assert_eq!(cancelled.outcome, Outcome::ClientCancelled);
     assert_eq!(cancelled.fidelity, Fidelity::Partial);
     assert_eq!(cost(&cancelled), None);
+    assert_eq!(
+        cancelled.unpriced_reason,
+        Some(UnpricedReason::UsageMissing)
+    );
     let incomplete = row("openai", &[submit, "responses-background-incomplete"]).await;
     assert_eq!(
         incomplete.finish_reason.as_deref(),
@@ -207,6 +213,7 @@ async fn a_video_is_charged_when_it_is_made_by_its_seconds_and_size() {
     for (submit, route) in [
         ("video-remix", "/v1/videos/{id}/remix"),
         ("video-edit", "/v1/videos/edits"),
+        ("video-extension", "/v1/videos/extensions"),
     ] {
         let cases = [
             submit,
@@ -231,7 +238,7 @@ async fn a_video_is_charged_when_it_is_made_by_its_seconds_and_size() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_video_that_is_not_made_costs_nothing() {
+async fn a_video_that_is_not_made_says_that_its_cost_is_not_known() {
     for (end, outcome) in [
         ("video-failed", Outcome::JobFailed),
         ("video-blocked", Outcome::ContentFiltered),
@@ -240,6 +247,7 @@ async fn a_video_that_is_not_made_costs_nothing() {
         assert_eq!(record.outcome, outcome);
         assert!(record.usage.is_empty());
         assert_eq!(cost(&record), None);
+        assert_eq!(record.unpriced_reason, Some(UnpricedReason::UsageMissing));
         assert_eq!(record.fidelity, Fidelity::Complete);
     }
 }
@@ -317,4 +325,156 @@ async fn a_response_that_nobody_asks_for_is_asked_for_by_its_own_path() {
     assert_eq!(asked.len(), 2);
     assert_eq!(asked[1].target, "/v1/responses/resp_68a1");
     assert_eq!(asked[1].header("authorization"), Some("Bearer sk-1"));
+}
+
+#[tokio::test]
+async fn a_follow_up_keeps_the_prefix_the_version_and_the_key_of_its_submit() {
+    let (_, queued) = exchange("openai", "responses-background-queued");
+    let (_, completed) = exchange("openai", "responses-background-completed");
+    let vendor = Vendor::start(move |asked| match &*asked.method {
+        "POST" => queued.clone(),
+        _ => completed.clone(),
+    })
+    .await;
+    let url = vendor.url();
+    let mut home = Home::with(&format!(
+        "[providers.azure]\nupstream = \"{url}\"\n\
+         [providers.fireworks]\ndialect = \"chat\"\nupstream = \"{url}\"\n"
+    ));
+    home.set("JOBS__FOLLOWUP_AFTER", "1s");
+    let server = home.start().await;
+    for (path, key) in [
+        ("azure/openai/responses?api-version=preview", "api-key: a"),
+        (
+            "fireworks/inference/v1/responses",
+            "authorization: Bearer f",
+        ),
+    ] {
+        let request = format!(
+            "POST /{path} HTTP/1.1\r\nhost: a\r\n{key}\r\ncontent-type: application/json\r\n\
+             content-length: 19\r\n\r\n{{\"background\":true}}"
+        );
+        ask(server.proxy, request.as_bytes()).await;
+    }
+    server.stored(2).await;
+    server.stop().await;
+    for row in home.logs().await {
+        assert_eq!(row["outcome"], "ok");
+    }
+    let asked = vendor.asked();
+    let mut follow_ups: Vec<_> = asked
+        .iter()
+        .filter(|asked| asked.method == "GET")
+        .map(|asked| {
+            let key = ["api-key", "authorization"].map(|name| asked.header(name));
+            (asked.target.as_str(), key)
+        })
+        .collect();
+    follow_ups.sort_unstable();
+    follow_ups.dedup();
+    let expected = [
+        (
+            "/inference/v1/responses/resp_68a1",
+            [None, Some("Bearer f")],
+        ),
+        (
+            "/openai/responses/resp_68a1?api-version=preview",
+            [Some("a"), None],
+        ),
+    ];
+    assert_eq!(follow_ups, expected);
+}
+
+/// 1000 × 0.075 + 200 × 0.3 dollars for a million: half of the usual price.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_charged_at_its_own_price_when_it_is_over() {
+    let cases = [
+        "batch-create",
+        "batch-in-progress",
+        "batch-poll",
+        "batch-poll",
+    ];
+    let record = row("openai", &cases).await;
+    assert_eq!(record.operation, Operation::Batch);
+    assert_eq!(&*record.route, "/v1/batches");
+    assert_eq!(record.outcome, Outcome::Ok);
+    assert_eq!(record.job_id.as_deref(), Some("batch_1"));
+    assert_eq!(record.service_tier.as_deref(), Some("batch"));
+    assert_eq!(record.polls, Some(2));
+    assert_eq!(cost(&record).as_deref(), Some("0.000135"));
+    assert_eq!(record.cost_source, Some(CostSource::Catalog));
+
+    let cancelled = row("openai", &["batch-create", "batch-cancelled"]).await;
+    assert_eq!(cancelled.outcome, Outcome::ClientCancelled);
+    assert_eq!(cost(&cancelled).as_deref(), Some("0.0000135"));
+
+    let failed = row("openai", &["batch-create", "batch-failed"]).await;
+    assert_eq!(failed.outcome, Outcome::JobFailed);
+    assert_eq!(failed.error_code.as_deref(), Some("empty_file"));
+    let old = row("openai", &["batch-create", "batch-completed-without-usage"]).await;
+    assert_eq!(old.outcome, Outcome::Ok);
+    for record in [failed, old] {
+        assert_eq!(cost(&record), None);
+        assert_eq!(record.unpriced_reason, Some(UnpricedReason::UsageMissing));
+    }
+}
+
+/// 106 × 1.5 + 44 × 7.5 dollars for a million: half of the usual price.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_usage_is_in_its_results_is_settled_by_whoever_reads_them_whole() {
+    let cases = [
+        "batch-create",
+        "batch-ended",
+        "batch-results-truncated",
+        "batch-results",
+        "batch-results",
+    ];
+    let cut_off = |case: &str, reply: Reply| match case {
+        "batch-results-truncated" => reply.finish(Finish::CutOff),
+        _ => reply,
+    };
+    let (records, sidecar) = rows_but("anthropic", &cases, 1, cut_off).await;
+    drop(sidecar);
+    let record = &records[0];
+    assert_eq!(record.operation, Operation::Batch);
+    assert_eq!(record.outcome, Outcome::Ok);
+    assert_eq!(record.fidelity, Fidelity::Complete);
+    assert_eq!(record.job_id.as_deref(), Some("msgbatch_1"));
+    assert_eq!(record.model(), Some("claude-sonnet-4-5-20250929"));
+    assert_eq!(record.usage.tokens(Unit::Input), Some(106));
+    assert_eq!(record.usage.tokens(Unit::Output), Some(44));
+    assert_eq!(cost(record).as_deref(), Some("0.000489"));
+    assert_eq!(record.polls, Some(3));
+}
+
+#[tokio::test]
+async fn the_results_of_a_batch_that_nobody_reads_are_read_by_taffrail() {
+    let (submit, created) = exchange("anthropic", "batch-create");
+    let (_, results) = exchange("anthropic", "batch-results");
+    let vendor = Vendor::start(move |asked| match &*asked.method {
+        "POST" => created.clone(),
+        _ => results.clone(),
+    })
+    .await;
+    let mut home = Home::with(&format!(
+        "[providers.anthropic]\nupstream = \"{}\"\n",
+        vendor.url()
+    ));
+    home.set("JOBS__FOLLOWUP_AFTER", "1s");
+    let server = home.start().await;
+    let submit = String::from_utf8(submit).unwrap();
+    let submit = submit.replace(
+        "authorization: Bearer sk-1",
+        "x-api-key: sk-1\r\nanthropic-version: 2023-06-01",
+    );
+    ask(server.proxy, submit.as_bytes()).await;
+    server.stored(1).await;
+    server.stop().await;
+    let rows = home.logs().await;
+    assert_eq!(rows[0]["cost_usd"], "0.000489");
+    let asked = vendor.asked();
+    let follow_up = asked.last().unwrap();
+    assert_eq!(follow_up.target, "/v1/messages/batches/msgbatch_1/results");
+    assert_eq!(follow_up.header("x-api-key"), Some("sk-1"));
+    assert_eq!(follow_up.header("anthropic-version"), Some("2023-06-01"));
 }

@@ -214,6 +214,9 @@ async fn the_demo_reports_what_its_clients_counted_and_suggests_what_works() {
         (video, "ok", "model_unknown"),
         // It failed, and states the time that its model has no price for.
         (time, "job_failed", "price_missing"),
+        // These state nothing, and may have run for a while.
+        ("fal-ai/flux/schnell", "job_failed", "usage_missing"),
+        ("stability-ai/sdxl", "client_cancelled", "usage_missing"),
     ]
     .map(|(model, outcome, reason)| {
         let row = (model.to_owned(), outcome.to_owned());

@@ -24,9 +24,9 @@ use taffrail::fault::{Outcome, OutcomeClass};
 use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
-    AccountState, AccountView, Config, HandshakeFault, JournalFault, JournalReading, Level, Limit,
-    Listener, Metrics, Phase, PriceResult, ProxyError, Reason, Rewrite, RunResult, Stage,
-    SyncResult, labels, process,
+    AccountState, AccountView, BillView, Config, HandshakeFault, JobLimit, JournalFault,
+    JournalReading, Level, Limit, Listener, Metrics, Phase, PriceResult, ProxyError, Reason,
+    ReviewResult, Rewrite, RunResult, SpendWindow, Stage, SyncResult, labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -171,6 +171,9 @@ fn touched() -> Metrics {
         ..chat("openai", "")
     });
     std::mem::forget(metrics.in_flight("openai"));
+    std::mem::forget(metrics.job_open("openai"));
+    std::mem::forget(metrics.job_end_waiting("openai"));
+    metrics.job_limited(JobLimit::Open);
     std::mem::forget(metrics.connection(Listener::Proxy));
     metrics.connection_refused(Listener::Proxy);
     metrics.handshake_failed(HandshakeFault::Refused);
@@ -231,8 +234,23 @@ fn touched() -> Metrics {
         state: Some(AccountState::Ok),
     };
     metrics.account_view("fal", "prod", &AccountView::default(), &view);
+    metrics.bills("fal", "prod");
+    metrics.bill_read("fal", "prod", SyncResult::Ok);
+    let bills = BillView {
+        until: Some(then),
+        windows: vec![(
+            SpendWindow::Day,
+            Some(Decimal::new(125, 1)),
+            Some(Decimal::new(25, 1)),
+        )],
+    };
+    metrics.bill_view("fal", "prod", &bills);
     metrics.schedule_task("prices");
     metrics.schedule_run("prices", RunResult::Ok, then);
+    metrics.injector();
+    metrics.injector_review(ReviewResult::Injected, 1);
+    metrics.injector_certificate_check(RunResult::Ok);
+    metrics.injector_certificate_expiry(then);
     metrics.meter_panic();
     metrics
 }
@@ -993,6 +1011,9 @@ fn what_is_known_in_advance_starts_at_zero() {
     let samples = samples(&metrics(&Config::default()));
     for (name, series) in [
         ("taffrail_requests_in_flight", 2),
+        ("taffrail_jobs_open", 2),
+        ("taffrail_job_ends_waiting", 2),
+        ("taffrail_jobs_limited_total", JobLimit::ALL.len()),
         ("taffrail_request_bytes_total", 2),
         ("taffrail_response_bytes_total", 2),
         ("taffrail_upstream_retries_total", 2),
@@ -1146,6 +1167,11 @@ const GROUPS: &[(Group, &str, &str)] = &[
         "A timestamp that ages says more than an error that is counted: alert on `time() - …_last_success_timestamp_seconds`.",
     ),
     (
+        Group::Injection,
+        "Injector",
+        "Only `taffrail run --role injector` has values for these.",
+    ),
+    (
         Group::Process,
         "Taffrail itself",
         "The `process_*` metrics are read from `/proc` and absent where there is none.",
@@ -1213,6 +1239,10 @@ fn label_values(label: &str) -> String {
         "currency" => {
             "a currency (ISO 4217) or the provider's own unit, such as `credits`".to_owned()
         }
+        "window" => format!(
+            "{}: so many of the last closed UTC days",
+            words(SpendWindow::ALL.iter().map(|window| window.as_str()))
+        ),
         "state" => words(AccountState::ALL.iter().map(|state| state.as_str())),
         "level" => words(Level::ALL.iter().map(|level| level.as_str())),
         "kind" => format!(
@@ -1243,7 +1273,11 @@ fn label_values(label: &str) -> String {
             words(RunResult::ALL.iter().map(|result| result.as_str()))
         ),
         "task" => "a scheduled task".to_owned(),
-        "limit" => words(Limit::ALL.iter().map(|limit| limit.as_str())),
+        "limit" => format!(
+            "of label values {}; of jobs {}",
+            words(Limit::ALL.iter().map(|limit| limit.as_str())),
+            words(JobLimit::ALL.iter().map(|limit| limit.as_str()))
+        ),
         "version" => "the version of Taffrail".to_owned(),
         other => panic!("the label {other} is not explained"),
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use taffrail::caller::{Caller, Instance};
 use taffrail::clock;
 use taffrail::fault::Outcome;
+use taffrail::provider;
 use taffrail::record::{
     Fidelity, Intent, Job, JobEnd, JobHalf, JobStage, JobView, Operation, Report, UsageRecord,
 };
@@ -23,6 +24,7 @@ use crate::postgres::{count, fresh};
 use crate::support::binary::{Home, Server, eventually};
 use crate::support::http::ask;
 use crate::support::postgres::{Cluster, Database, Version};
+use crate::support::sidecar::Sidecar;
 use crate::support::vendor::{Reply, Vendor};
 
 /// The job of Replicate's fixtures, and its model.
@@ -87,6 +89,16 @@ impl Vendors {
         ));
         home.set("STORE__URL", url);
         home
+    }
+
+    /// Homes of the teams `web` and `worker` whose store is one file.
+    async fn homes_of_a_file(&self) -> (Home, Home) {
+        let mut web = self.home("web", "", "");
+        let url = format!("sqlite://{}", web.database().display());
+        web.set("STORE__URL", &url);
+        Store::migrate(&config(&url)).await.unwrap();
+        let worker = self.home("worker", &url, "");
+        (web, worker)
     }
 
     fn end_the_prediction(&self) {
@@ -218,14 +230,9 @@ async fn assert_all_is_recorded(database: &Database, jobs: i64) {
     assert_eq!(count(database, DIFFERENCES).await, 0);
 }
 
-#[tokio::test]
-async fn a_prediction_polled_through_two_processes_of_which_one_is_killed_makes_one_row() {
-    let Some(database) = database().await else {
-        return;
-    };
-    let vendors = Vendors::start().await;
-    let web = vendors.home("web", &database.url(), "");
-    let worker = vendors.home("worker", &database.url(), "");
+/// Submits a prediction through one process, polls it 200 times through two of which one is killed
+/// on the way, and holds the store to have one row of it.
+async fn poll_and_kill(vendors: &Vendors, web: &Home, worker: &Home) {
     let (mut submitter, fetcher) = (web.start().await, worker.start().await);
     predict(&submitter).await;
     for round in 0..99 {
@@ -237,11 +244,14 @@ async fn a_prediction_polled_through_two_processes_of_which_one_is_killed_makes_
         poll(&fetcher).await;
     }
     assert_eq!(web.logs().await.len(), 0);
+    let open = async || submitter.scrape().await.sum("taffrail_jobs_open", &[]);
+    assert_eq!(open().await, 1);
     vendors.end_the_prediction();
     for _ in 0..2 {
         poll(&fetcher).await;
     }
-    let row = one_row(&web).await;
+    let row = one_row(web).await;
+    assert_eq!(open().await, 0);
     assert_is_the_prediction(&row);
     assert_eq!(row["polls"], Value::Null);
     // Late looks are no news, whoever takes them.
@@ -249,8 +259,83 @@ async fn a_prediction_polled_through_two_processes_of_which_one_is_killed_makes_
     poll(&fetcher).await;
     fetcher.stop().await;
     submitter.stop().await;
-    assert_eq!(one_row(&web).await, row);
+    assert_eq!(one_row(web).await, row);
+}
+
+#[tokio::test]
+async fn a_prediction_polled_through_two_processes_of_which_one_is_killed_makes_one_row() {
+    let Some(database) = database().await else {
+        return;
+    };
+    let vendors = Vendors::start().await;
+    let web = vendors.home("web", &database.url(), "");
+    let worker = vendors.home("worker", &database.url(), "");
+    poll_and_kill(&vendors, &web, &worker).await;
     assert_all_is_recorded(&database, 1).await;
+}
+
+#[tokio::test]
+async fn so_does_one_of_two_processes_that_share_a_file() {
+    let vendors = Vendors::start().await;
+    let (web, worker) = vendors.homes_of_a_file().await;
+    poll_and_kill(&vendors, &web, &worker).await;
+}
+
+#[tokio::test]
+async fn jobs_whose_ends_go_to_a_webhook_are_settled_by_follow_ups() {
+    const HOOK: &str = "https://hooks.example/?token=canary";
+    let vendors = Vendors::start().await;
+    let home = vendors.home("web", "", "[jobs]\nfollowup_after = \"1s\"\n");
+    let server = home.start().await;
+    vendors.end_the_prediction();
+    let submit = async |path: String, body: String| {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer a\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        ask(server.proxy, request.as_bytes()).await;
+    };
+    let input = format!(r#"{{"input":{{"prompt":"Say hi."}},"webhook":"{HOOK}"}}"#);
+    submit(format!("/replicate/v1/models/{MODEL}/predictions"), input).await;
+    let path = format!("/fal-queue/fal-ai/flux/schnell?fal_webhook={HOOK}");
+    submit(path, r#"{"prompt":"a cat"}"#.to_owned()).await;
+    server.stored(2).await;
+    server.stop().await;
+    let mut rows = home.logs().await;
+    rows.sort_by_key(|row| row["provider"].to_string());
+    let [queued, prediction] = rows.as_slice() else {
+        panic!("{rows:#?}")
+    };
+    let facts = ["outcome", "job_id", "cost_usd"];
+    let expected = [Some("ok"), Some(QUEUED), Some("0.003")];
+    assert_eq!(texts(queued, &facts), expected);
+    let expected = [Some("ok"), Some(PREDICTION), Some("0.0000392")];
+    assert_eq!(texts(prediction, &facts), expected);
+    for (path, bytes) in home.files() {
+        let holds = memchr::memmem::find(&bytes, b"canary").is_some();
+        assert!(!holds, "{}", path.display());
+    }
+}
+
+#[tokio::test]
+async fn a_job_beyond_the_limit_is_unresolved_at_once_and_counted() {
+    let sidecar = Sidecar::start(
+        "127.0.0.1:9".parse().unwrap(),
+        provider::builtin("replicate").unwrap(),
+    );
+    let restore = |number: u32, stage| {
+        let half = half(&number.to_string(), stage).half.unwrap();
+        sidecar.jobs.restore(half.intent);
+    };
+    let limited = || sidecar.sample(r#"taffrail_jobs_limited_total{limit="open"}"#);
+    (0..10_000).for_each(|number| restore(number, None));
+    assert_eq!((sidecar.jobs.count(), limited()), (10_000, Some(0.0)));
+    restore(10_000, None);
+    assert_eq!((sidecar.jobs.count(), limited()), (10_000, Some(1.0)));
+    let records = sidecar.records(1).await;
+    assert_eq!(records[0].outcome, Outcome::Unresolved);
+    assert_eq!(records[0].job_id.as_deref(), Some("10000"));
 }
 
 #[tokio::test]
@@ -307,11 +392,7 @@ async fn a_queued_job_is_submitted_through_one_process_and_fetched_through_anoth
 #[tokio::test]
 async fn two_processes_that_share_a_file_make_one_row() {
     let vendors = Vendors::start().await;
-    let mut web = vendors.home("web", "", "");
-    let url = format!("sqlite://{}", web.database().display());
-    web.set("STORE__URL", &url);
-    Store::migrate(&config(&url)).await.unwrap();
-    let worker = vendors.home("worker", &url, "");
+    let (web, worker) = vendors.homes_of_a_file().await;
     let (submitter, fetcher) = (web.start().await, worker.start().await);
     queue(&submitter).await;
     predict(&submitter).await;
@@ -351,12 +432,16 @@ async fn ends_that_are_seen_while_the_store_is_away_are_joined_after_its_return(
     let (submitter, fetcher) = (web.start().await, worker.start().await);
     queue(&submitter).await;
     fetch(&fetcher).await;
+    let waiting =
+        async |server: &Server| server.scrape().await.sum("taffrail_job_ends_waiting", &[]);
+    assert_eq!(waiting(&fetcher).await, 1);
     // The halves are in the journals.
     submitter.process.kill().await;
     fetcher.process.kill().await;
     let (submitter, fetcher) = (web.start().await, worker.start().await);
     cluster.start_again().await;
     assert_is_the_queued_one(&one_row(&web).await);
+    assert_eq!(waiting(&fetcher).await, 0);
     submitter.stop().await;
     fetcher.stop().await;
     assert_all_is_recorded(&database, 1).await;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// The groups in the order of ARCHITECTURE.md.
-const GROUPS: [(&str, &[&str]); 9] = [
+const GROUPS: [(&str, &[&str]); 10] = [
     (
         "vocabulary",
         &[
@@ -13,13 +13,14 @@ const GROUPS: [(&str, &[&str]); 9] = [
     ),
     ("wire", &["wire"]),
     ("provider", &["provider"]),
-    ("price", &["balance", "price"]),
+    ("price", &["balance", "bill", "price"]),
     (
         "records",
         &["clock", "journal", "ledger", "metrics", "store"],
     ),
     ("traffic", &["proxy"]),
     ("exporter", &["exporter"]),
+    ("injector", &["injector"]),
     (
         "rim",
         &[

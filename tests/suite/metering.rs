@@ -304,6 +304,7 @@ impl Case {
                 service_tier: report["service_tier"].as_str(),
                 region: report["region"].as_str(),
                 image_variant: request["image_variant"].as_str(),
+                is_sum: operation == "batch",
                 at: clock::wall(),
             });
             match (priced.cost, priced.missing) {

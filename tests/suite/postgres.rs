@@ -475,6 +475,18 @@ async fn many_may_migrate_at_once_and_each_role_has_its_rights_alone() {
             "select count(*) from taffrail.api_provider_balances",
             [false, true, true],
         ),
+        (
+            "select count(*) from taffrail.api_reconciliations",
+            [false, true, true],
+        ),
+        (
+            "select taffrail.record_reconciliations('[]')",
+            [false, true, false],
+        ),
+        (
+            "select taffrail.metered_spend('openai', now(), now())",
+            [false, true, false],
+        ),
         ("select count(*) from taffrail.api_jobs", [false; 3]),
         ("select taffrail.record_usage('[]')", [true, true, false]),
         ("select taffrail.exchange_jobs('[]')", [true, false, false]),

@@ -50,6 +50,7 @@ fn query<'a>(provider: &'a str, model: &'a str, usage: &'a Usage) -> Query<'a> {
         service_tier: None,
         region: None,
         image_variant: None,
+        is_sum: false,
         at: today(),
     }
 }

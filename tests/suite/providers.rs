@@ -281,7 +281,7 @@ fn every_prefix_of_every_response_makes_sense_whatever_its_end() {
                 // A job that was cancelled is at its end, which is told in full.
                 let is_job_end = matches!(
                     report.finish_reason.as_deref(),
-                    Some("canceled" | "aborted")
+                    Some("canceled" | "cancelled" | "aborted")
                 );
                 let is_transport = !is_job_end
                     && matches!(

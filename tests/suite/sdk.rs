@@ -1,7 +1,10 @@
 //! The vendors' own SDKs, unmodified, through the real binary: what they report is what the rows
 //! say, and they cannot tell that anything is in between.
 //!
-//! The scripts are in `tests/sdk`; `scripts/test-setup.sh` makes their environment.
+//! The scripts are in `tests/sdk`; `scripts/test-setup.sh` makes their environment. `node` is about
+//! the SDKs for Node.
+
+mod node;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -39,9 +42,14 @@ fn root() -> &'static Path {
 
 /// The interpreter that has the SDKs; without it a test is skipped, or fails in CI.
 fn python() -> Option<PathBuf> {
-    let python = root().join("target/sdk-venv/bin/python");
-    if python.exists() {
-        return Some(python);
+    interpreter("python", "target/sdk-venv/pyvenv.cfg")
+}
+
+/// The interpreter of that name, if what it needs is there too.
+fn interpreter(name: &str, needed: &str) -> Option<PathBuf> {
+    let interpreter = root().join("target/sdk-venv/bin").join(name);
+    if interpreter.exists() && root().join(needed).exists() {
+        return Some(interpreter);
     }
     let is_ci = std::env::var("CI").as_deref() == Ok("1");
     assert!(!is_ci, "no SDKs: run scripts/test-setup.sh");
@@ -685,7 +693,11 @@ async fn fal_queue() -> Vendor {
     .await
 }
 
-/// Replicate, which waits for one model and lets the other be asked for.
+/// A prediction whose output is streamed.
+const STREAMED: &str = "streamedhgbfurvjtvhg6dckhu";
+
+/// Replicate, which waits for one model unless it is to be streamed, and lets the other be asked
+/// for.
 async fn replicate() -> Vendor {
     const LLAMA: &str = "meta/meta-llama-3-8b-instruct";
     const SCHNELL: &str = "black-forest-labs/flux-schnell";
@@ -696,13 +708,17 @@ async fn replicate() -> Vendor {
         let path = asked.target.strip_prefix("/v1").unwrap();
         let model = path.strip_prefix("/models/");
         match model.and_then(|rest| rest.strip_suffix("/predictions")) {
-            Some(LLAMA) => {
-                assert_eq!(asked.header("prefer"), Some("wait"));
+            Some(LLAMA) if asked.header("prefer") == Some("wait") => {
                 reply_of("replicate", "create-wait-succeeded")
             }
+            Some(LLAMA) => in_words(reply_of("replicate", "create-model"), &[(JOB, STREAMED)]),
             Some(SCHNELL) => in_words(
                 reply_of("replicate", "create-model"),
                 &[(JOB, OTHER), (LLAMA, SCHNELL)],
+            ),
+            _ if path.strip_prefix("/predictions/") == Some(STREAMED) => in_words(
+                reply_of("replicate", "get-succeeded-tokens"),
+                &[(JOB, STREAMED)],
             ),
             _ => {
                 assert_eq!(path.strip_prefix("/predictions/"), Some(OTHER));

@@ -251,7 +251,7 @@ fn frames(bytes: &[u8]) -> impl Iterator<Item = (usize, usize, Kind, uuid::Uuid)
 async fn a_damaged_journal_loses_no_intact_record() {
     let mut chance = Chance::seeded();
     let home = Home::without_provider();
-    home.fill_journal(1_000, ByteSize::kib(64));
+    home.fill_journal(1_000, ByteSize::kib(32));
     let mut paths: Vec<_> = std::fs::read_dir(home.journal())
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -710,6 +710,7 @@ async fn a_store_is_made_from_nothing_by_many_at_once() {
         [
             "api_jobs",
             "api_provider_balances",
+            "api_reconciliations",
             "api_usage_aggregates",
             "api_usage_logs",
             "price_versions",

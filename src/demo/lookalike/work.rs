@@ -271,11 +271,17 @@ impl Work {
             Case::ErrorInStream if !is_job => {
                 refused(Outcome::UpstreamError, StatusCode::INTERNAL_SERVER_ERROR)
             }
-            _ if is_cancelled => refused(Outcome::ClientCancelled, StatusCode::OK),
+            _ if is_cancelled => ended(
+                Outcome::ClientCancelled,
+                Usage::new(),
+                None,
+                Some(UnpricedReason::UsageMissing),
+            ),
             _ => {
                 let (usage, charged) = (self.usage(), self.charged());
                 let unpriced = match (self.maker.price, charged) {
-                    // Nothing was used, or the price of what was is known.
+                    // What was used before it failed is not told.
+                    _ if usage.is_empty() && is_job => Some(UnpricedReason::UsageMissing),
                     _ if usage.is_empty() => None,
                     (_, Some(_)) => None,
                     (Price::Untold, None) => Some(UnpricedReason::ModelUnknown),

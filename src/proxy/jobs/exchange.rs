@@ -12,12 +12,13 @@ use chrono::{DateTime, Utc};
 
 use crate::caller::Caller;
 use crate::clock;
+use crate::metrics::{JobLimit, KeptJob};
 use crate::price::PriceBook;
-use crate::provider::JobStage;
-use crate::record::{Intent, Job, JobEnd, JobHalf, Operation, UsageRecord};
+use crate::provider::{JobStage, job_operation};
+use crate::record::{Intent, Job, JobEnd, JobHalf, UsageRecord};
 use crate::store::{JobNews, JobQuery, Store, StoreError};
 
-use super::{Jobs, Key, OPEN_MAX, Open, is_older, row};
+use super::{Jobs, Key, OPEN_MAX, is_older, row};
 
 /// How long a job is open before other processes are told of it. Most end sooner.
 const TELLING_AGE: Duration = Duration::from_secs(3);
@@ -39,10 +40,17 @@ const OVER_MAX: usize = 10_000;
 #[derive(Default)]
 pub(super) struct Others {
     /// Ends of jobs that another process submitted, until the store has them.
-    ends: HashMap<Key, Intent>,
+    ends: HashMap<Key, End>,
     /// What was last learnt of jobs that need nothing more: a later look that tells no more is no
     /// news. The second map is of older ones.
     over: [HashMap<Key, JobStage>; 2],
+}
+
+/// The end of another's job, as an intent that stays open until the store has it.
+struct End {
+    intent: Intent,
+    /// Counts it as waiting.
+    _kept: KeptJob,
 }
 
 impl Others {
@@ -57,7 +65,7 @@ impl Others {
 
     /// Whether a look at the job that tells of that stage is news.
     fn is_news(&self, key: &Key, stage: JobStage) -> bool {
-        let known = self.ends.get(key).and_then(end_of);
+        let known = self.ends.get(key).and_then(|end| end_of(&end.intent));
         let known = known.and_then(|end| end.report.job.as_ref());
         let over = self.over.iter().find_map(|jobs| jobs.get(key));
         let known = known.map(|view| view.stage).max(over.copied());
@@ -74,7 +82,15 @@ impl Jobs {
     pub(super) fn restore_end(&self, intent: Intent) {
         if let Some(job) = &intent.job {
             let key = (intent.provider.clone(), job.id.clone());
-            self.others().ends.insert(key, intent);
+            let end = self.waiting(intent);
+            self.others().ends.insert(key, end);
+        }
+    }
+
+    fn waiting(&self, intent: Intent) -> End {
+        End {
+            _kept: self.ledger.metrics().job_end_waiting(&intent.provider),
+            intent,
         }
     }
 
@@ -85,7 +101,7 @@ impl Jobs {
             return;
         }
         let mut end = end;
-        let earlier = others.ends.remove(&key);
+        let earlier = others.ends.remove(&key).map(|end| end.intent);
         // The same intent, so that there is one to close.
         let id = earlier
             .as_ref()
@@ -99,7 +115,7 @@ impl Jobs {
             id,
             started_at: call.started_at,
             provider: call.provider.clone(),
-            operation: Operation::Prediction,
+            operation: job_operation(&call.route),
             method: call.method.clone(),
             route: call.route.clone(),
             model_requested: call.model_requested.clone(),
@@ -115,22 +131,17 @@ impl Jobs {
         if others.ends.len() >= OPEN_MAX {
             others.remember(key, stage);
             drop(others);
+            self.ledger.metrics().job_limited(JobLimit::Ends);
             tracing::warn!(
                 ends_max = OPEN_MAX,
                 "too many ends of jobs wait for the store; this one becomes a row of its own"
             );
-            self.settle(Open {
-                intent,
-                polls: None,
-                ended: Some(end),
-                exchanged_at: None,
-                follow_up: None,
-                asked_at: call.started_at,
-            });
+            self.record(intent, None, Some(end));
             return;
         }
         self.ledger.begin(&intent);
-        others.ends.insert(key, intent);
+        let end = self.waiting(intent);
+        others.ends.insert(key, end);
     }
 
     /// Tells the store of jobs that have been open for longer than `age`, and of ends that wait for
@@ -159,12 +170,12 @@ impl Jobs {
     /// What to ask the store now.
     fn questions(&self, now: DateTime<Utc>, age: Duration) -> Vec<JobQuery> {
         let others = self.others();
-        let ends = others.ends.iter().filter(|(_, intent)| {
+        let ends = others.ends.iter().filter(|(_, end)| {
             // Soon after an end there may come a view that tells all.
-            end_of(intent).is_some_and(|end| end.is_settled() || is_older(now, end.at, age))
+            end_of(&end.intent).is_some_and(|end| end.is_settled() || is_older(now, end.at, age))
         });
         let mut questions: Vec<JobQuery> = ends
-            .map(|(key, intent)| self.question(key, Some(intent)))
+            .map(|(key, end)| self.question(key, Some(&end.intent)))
             .collect();
         for (key, job) in self.lock().iter() {
             let is_due = match job.exchanged_at {
@@ -226,7 +237,7 @@ impl Jobs {
     fn delivered(&self, key: Key, told: &Intent) {
         let mut others = self.others();
         // Unless more was seen meanwhile, which is yet to be told.
-        if others.ends.get(&key) != Some(told) {
+        if others.ends.get(&key).map(|end| &end.intent) != Some(told) {
             return;
         }
         others.ends.remove(&key);

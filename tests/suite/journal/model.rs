@@ -65,8 +65,8 @@ fn config(fsync_interval: FsyncInterval, max_bytes: u64) -> Config {
     Config {
         dir: "/journal".into(),
         max_bytes: ByteSize::b(max_bytes),
-        segment_bytes: ByteSize::b(1_300),
-        memory_bytes: ByteSize::b(2_000),
+        segment_bytes: ByteSize::b(450),
+        memory_bytes: ByteSize::b(700),
         fsync_interval,
     }
 }
@@ -397,7 +397,7 @@ impl World {
         let read: Vec<u64> = drain(journal).iter().map(|r| number(r.id)).collect();
         assert_eq!(read, self.live);
         // Bounded, but for open intents that were moved.
-        assert!(journal.stats().disk_bytes <= self.config.max_bytes.as_u64() + 4_000);
+        assert!(journal.stats().disk_bytes <= self.config.max_bytes.as_u64() + 1_400);
     }
 }
 
@@ -418,7 +418,7 @@ proptest! {
     fn acknowledged_records_survive_whatever_happens(
         seed in any::<u64>(),
         always in any::<bool>(),
-        max_bytes in prop::sample::select(&[4_000, 20_000]),
+        max_bytes in prop::sample::select(&[1_400, 7_000]),
         steps in prop::collection::vec(step(), 1..80),
     ) {
         let interval = if always {

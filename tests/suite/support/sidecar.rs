@@ -65,6 +65,7 @@ pub(crate) struct Sidecar {
     pub(crate) proxy: Proxy,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) journal: Arc<Journal>,
+    pub(crate) jobs: Arc<Jobs>,
     _dir: TempDir,
 }
 
@@ -127,6 +128,12 @@ impl Sidecar {
         ));
         let ledger = Ledger::new(metrics.clone(), journal.clone());
         let prices = Arc::new(CurrentBook::new(PriceBook::embedded()));
+        let jobs = Arc::new(Jobs::new(
+            jobs::Config::default(),
+            ledger.clone(),
+            prices.clone(),
+            Instance::default(),
+        ));
         let parts = ProxyParts {
             config: setup.config,
             meter: setup.meter,
@@ -134,12 +141,7 @@ impl Sidecar {
             pepper: String::new(),
             routes: Routes::new(setup.routes),
             places: Arc::default(),
-            jobs: Arc::new(Jobs::new(
-                jobs::Config::default(),
-                ledger.clone(),
-                prices.clone(),
-                Instance::default(),
-            )),
+            jobs: jobs.clone(),
             ledger,
             prices,
             instance: Instance::default(),
@@ -152,6 +154,7 @@ impl Sidecar {
             proxy,
             metrics,
             journal,
+            jobs,
             _dir: dir,
         }
     }

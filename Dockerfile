@@ -1,0 +1,49 @@
+# The image of Taffrail: one static binary, and nothing else.
+#
+#   docker build --tag taffrail .
+#   docker buildx build --platform linux/amd64,linux/arm64 --tag taffrail .
+#
+# A binary that is there already goes in place of the stage that builds one, in a directory with an
+# empty `data` beside it:
+#   buildah build --build-context build=DIRECTORY --tag taffrail .
+
+ARG RUST_VERSION=1.95
+
+FROM rust:${RUST_VERSION}-bookworm AS build
+# The platform that is built for, as BuildKit and buildah set it.
+ARG TARGETARCH
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+COPY benches ./benches
+COPY migrations ./migrations
+COPY src ./src
+COPY tests ./tests
+# Without a C library to look for at run time, and so without a base image.
+ENV RUSTFLAGS="-C target-feature=+crt-static"
+RUN case "${TARGETARCH}" in \
+        amd64) target=x86_64-unknown-linux-gnu ;; \
+        arm64) target=aarch64-unknown-linux-gnu ;; \
+        *) echo "no target for ${TARGETARCH}" >&2; exit 1 ;; \
+    esac \
+    && cargo build --locked --release --bin taffrail --target "${target}" \
+    && cp "target/${target}/release/taffrail" /taffrail \
+    && mkdir /data
+
+FROM scratch
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Taffrail" \
+    org.opencontainers.image.description="Prometheus-native metering sidecar and balance exporter for AI-provider API traffic" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
+COPY --from=build --chmod=0555 /taffrail /taffrail
+# Journal and embedded store, if nothing is mounted there.
+COPY --from=build --chown=65532:65532 /data /var/lib/taffrail
+WORKDIR /var/lib/taffrail
+# Metrics and probes; the proxy; the injector's webhook.
+EXPOSE 10480 4800 10443
+USER 65532:65532
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["/taffrail", "healthcheck"]
+ENTRYPOINT ["/taffrail"]
+CMD ["run"]

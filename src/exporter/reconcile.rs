@@ -1,0 +1,663 @@
+//! Reconciliation: what a provider billed for a day against what was metered on it. The difference
+//! is traffic that nobody metered, or a wrong price.
+//!
+//! In: the accounts, a sender, a store. Out: a row for each account and UTC day, and gauges made of
+//! the rows, so that they outlive a restart. Only closed days are asked for, some hours after their
+//! end because bills come late, and recent ones are asked for again because vendors change them.
+//! Each account is on its own: one that fails or hangs stops no other. What is unknown has no gauge
+//! and no amount.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
+use rust_decimal::Decimal;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::account::Account;
+use super::fetch::Fetcher;
+use crate::ask::{Fault, FaultClass};
+use crate::balance::BalanceKind;
+use crate::bill::drop::{self, Payment, Snapshot};
+use crate::bill::{self, BillApi, Period, midnight, next_day};
+use crate::clock;
+use crate::fault::scrub;
+use crate::metrics::{BillView, Metrics, SpendWindow, SyncResult};
+use crate::proxy::{Providers, fingerprint};
+use crate::secret::{REDACTED, Secret};
+use crate::store::{KeySpend, Metered, Reconciliation, Store, StoreError};
+
+/// The lease of whoever reconciles.
+const LEASE: &str = "reconcile";
+
+/// How much longer a lease lasts than a run may take.
+const LEASE_MARGIN: Duration = Duration::from_secs(30);
+
+/// How many pages a bill may have: a page holds some days at least.
+const PAGES_MAX: usize = 40;
+
+/// How many accounts are read at a time.
+const ACCOUNTS_AT_A_TIME: usize = 8;
+
+/// How often the store is tried, and how long is waited after the first time; the wait doubles, to
+/// two minutes in all.
+const TRIES_MAX: u32 = 8;
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+
+/// The longest `detail` of a row, in characters.
+const DETAIL_CHARS_MAX: usize = 300;
+
+/// How far back gauges look: the longest window, ended as long ago as a bill may be late.
+const SHOWN_DAYS: u64 = 60;
+
+/// How bills are held against what was metered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How long after its end a UTC day is asked for, because bills come late.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub lag: Duration,
+    /// How many closed days are asked for each time, because vendors change recent ones: 1 to 30.
+    pub days: u32,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            lag: Duration::from_hours(6),
+            days: 7,
+        }
+    }
+}
+
+/// What reconciling needs.
+pub struct Parts {
+    /// The accounts.
+    pub accounts: Vec<Account>,
+    /// Where providers' calls go.
+    pub providers: Providers,
+    /// The sender.
+    pub fetcher: Fetcher,
+    /// Where rows are kept.
+    pub store: Store,
+    /// What they are shown in.
+    pub metrics: Arc<Metrics>,
+    /// Which days.
+    pub config: Config,
+    /// How long a run may take.
+    pub timeout: Duration,
+    /// What this process is called in leases.
+    pub holder: String,
+    /// What keys the fingerprints of keys.
+    pub pepper: String,
+}
+
+/// Holds bills against what was metered.
+pub struct Reconciler {
+    parts: Arc<Parts>,
+}
+
+/// What was billed for days, each with the window that it counts for.
+type Bill = BTreeMap<NaiveDate, Billed>;
+
+struct Billed {
+    window: (DateTime<Utc>, DateTime<Utc>),
+    usd: Decimal,
+    source: &'static str,
+    detail: Option<String>,
+}
+
+impl Reconciler {
+    /// Shows the accounts' counters and asks nobody yet.
+    pub fn new(parts: Parts) -> Reconciler {
+        for account in &parts.accounts {
+            parts.metrics.bills(&account.provider, &account.name);
+        }
+        Reconciler {
+            parts: Arc::new(parts),
+        }
+    }
+
+    /// Reads the bills of the last closed days and shows what is known.
+    ///
+    /// # Errors
+    /// When the store cannot be used, and when accounts failed, after all others were done.
+    pub async fn run(&self) -> anyhow::Result<()> {
+        let parts = &self.parts;
+        let now = self.now().await?;
+        // What is known is shown before anybody is asked: a process may be new.
+        self.show(now).await?;
+        let lasting = parts.timeout + LEASE_MARGIN;
+        if !parts
+            .store
+            .take_lease(LEASE, &parts.holder, lasting)
+            .await?
+        {
+            return Ok(());
+        }
+        let done = self.reconcile(now).await;
+        // Whoever comes next need not wait for its end.
+        parts
+            .store
+            .take_lease(LEASE, &parts.holder, Duration::ZERO)
+            .await?;
+        let failed = done?;
+        self.show(now).await?;
+        if failed > 0 {
+            let all = parts.accounts.len();
+            anyhow::bail!(
+                "{failed} of {all} bills could not be read; `taffrail reconcile` says why"
+            );
+        }
+        Ok(())
+    }
+
+    /// The store's time, once it answers: a store that starts beside this process is waited for,
+    /// because the next run is hours away.
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        let mut pause = PAUSE_MIN;
+        for _ in 1..TRIES_MAX {
+            match self.parts.store.now().await {
+                Err(error) if error.is_retryable() => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                told => return told,
+            }
+        }
+        self.parts.store.now().await
+    }
+
+    /// Reads and keeps; returns how many accounts failed.
+    async fn reconcile(&self, now: DateTime<Utc>) -> Result<usize, StoreError> {
+        let period = period(now, &self.parts.config);
+        let mut failed = 0;
+        let indices: Vec<usize> = (0..self.parts.accounts.len()).collect();
+        for some in indices.chunks(ACCOUNTS_AT_A_TIME) {
+            let mut running = JoinSet::new();
+            let mut of_task = BTreeMap::new();
+            for &index in some {
+                let parts = self.parts.clone();
+                let task = running.spawn(async move { of_account(&parts, index, period).await });
+                of_task.insert(task.id(), index);
+            }
+            while let Some(ended) = running.join_next_with_id().await {
+                let (id, rows) = match ended {
+                    Ok((id, rows)) => (id, rows),
+                    // Whatever the vendor sent: it concerns this account alone.
+                    Err(error) => (error.id(), Err(Fault::malformed("it broke the reader"))),
+                };
+                let Some(&index) = of_task.get(&id) else {
+                    continue;
+                };
+                failed += usize::from(self.take(index, period, rows).await?);
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Keeps and counts what came of an account; returns whether it failed.
+    async fn take(
+        &self,
+        index: usize,
+        period: Period,
+        rows: Result<Vec<Reconciliation>, Fault>,
+    ) -> Result<bool, StoreError> {
+        let Some(account) = self.parts.accounts.get(index) else {
+            return Ok(false);
+        };
+        let (provider, name) = (&account.provider, &account.name);
+        let (rows, result) = match rows {
+            Ok(rows) => (rows, SyncResult::Ok),
+            Err(fault) => {
+                let result = SyncResult::of(fault.class);
+                if result != SyncResult::Unsupported {
+                    let detail = fault.detail.as_str();
+                    tracing::warn!(
+                        provider,
+                        account = name,
+                        result = result.as_str(),
+                        detail,
+                        "a bill could not be read; it is read again at the next time"
+                    );
+                }
+                (failed_rows(account, period, &fault), result)
+            }
+        };
+        self.parts.metrics.bill_read(provider, name, result);
+        self.parts.store.record_reconciliations(&rows).await?;
+        Ok(!matches!(result, SyncResult::Ok | SyncResult::Unsupported))
+    }
+
+    /// Shows what the store knows.
+    async fn show(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let since = now.date_naive() - Days::new(SHOWN_DAYS);
+        let rows = self.parts.store.reconciliations(since).await?;
+        for account in &self.parts.accounts {
+            let is_own = |row: &&Reconciliation| {
+                row.provider == account.provider && row.account == account.name
+            };
+            let own: BTreeMap<NaiveDate, &Reconciliation> = rows
+                .iter()
+                .filter(is_own)
+                .filter(|row| row.provider_spend_usd.is_some())
+                .map(|row| (row.day, row))
+                .collect();
+            let view = view(&own);
+            self.parts
+                .metrics
+                .bill_view(&account.provider, &account.name, &view);
+        }
+        Ok(())
+    }
+}
+
+/// The closed days that are asked for.
+fn period(now: DateTime<Utc>, config: &Config) -> Period {
+    let lag = TimeDelta::from_std(config.lag).unwrap_or(TimeDelta::MAX);
+    let closed = now.checked_sub_signed(lag).unwrap_or_default();
+    let to = closed.date_naive();
+    let days = Days::new(u64::from(config.days.clamp(1, bill::DAYS_MAX)));
+    Period {
+        from: to.checked_sub_days(days).unwrap_or(to),
+        to,
+    }
+}
+
+/// What is shown of an account, by its days with a bill: windows that end with the last of them, and
+/// that know every day.
+fn view(days: &BTreeMap<NaiveDate, &Reconciliation>) -> BillView {
+    let Some(last) = days.keys().next_back().copied() else {
+        return BillView::default();
+    };
+    let mut view = BillView {
+        until: Some(midnight(next_day(last))),
+        ..BillView::default()
+    };
+    for window in SpendWindow::ALL {
+        let first = last - Days::new(window.days().saturating_sub(1));
+        let rows: Vec<_> = days.range(first..=last).map(|(_, row)| *row).collect();
+        if u64::try_from(rows.len()).is_ok_and(|count| count == window.days()) {
+            let sum = |amounts: Option<Vec<Decimal>>| {
+                amounts.map(|all| all.into_iter().fold(Decimal::ZERO, Decimal::saturating_add))
+            };
+            let spend = rows.iter().map(|row| row.provider_spend_usd).collect();
+            let unmetered = rows.iter().map(|row| row.unmetered_usd()).collect();
+            view.windows.push((*window, sum(spend), sum(unmetered)));
+        }
+    }
+    view
+}
+
+/// The days of an account whose bill could not be read.
+fn failed_rows(account: &Account, period: Period, fault: &Fault) -> Vec<Reconciliation> {
+    let detail: String = fault.detail.chars().take(DETAIL_CHARS_MAX).collect();
+    let row = |day| Reconciliation {
+        provider: account.provider.clone(),
+        account: account.name.clone(),
+        day,
+        window: (midnight(day), midnight(next_day(day))),
+        read_at: clock::wall(),
+        result: fault.class.as_str().to_owned(),
+        source: None,
+        provider_spend_usd: None,
+        metered: None,
+        detail: Some(detail.clone()),
+    };
+    period.days().map(row).collect()
+}
+
+/// The days of an account.
+async fn of_account(
+    parts: &Parts,
+    index: usize,
+    period: Period,
+) -> Result<Vec<Reconciliation>, Fault> {
+    let Some(account) = parts.accounts.get(index) else {
+        return Ok(Vec::new());
+    };
+    let bill = match bill::api(&account.provider) {
+        None => from_balances(parts, account, period).await?,
+        Some(api) => match from_api(parts, account, api, period).await {
+            Ok(bill) => bill,
+            // A balance may be told to a key that the bill is not told to.
+            Err(fault) if matches!(fault.class, FaultClass::Auth | FaultClass::Unsupported) => {
+                match from_balances(parts, account, period).await {
+                    Ok(bill) => bill,
+                    Err(_) => return Err(fault),
+                }
+            }
+            Err(fault) => return Err(fault),
+        },
+    };
+    let claims = claims(parts);
+    let mut rows = Vec::with_capacity(bill.len());
+    for (day, billed) in bill {
+        let seen = parts
+            .store
+            .metered_spend(&account.provider, billed.window)
+            .await
+            .map_err(|error| Fault::new(FaultClass::Error, error.to_string()))?;
+        let metered = metered(&seen, index, account, &claims);
+        let detail = billed.detail.or_else(|| {
+            metered.is_none().then(|| {
+                "which of the provider's traffic is this account's is not known: name its keys in \
+                 accounts[].key_fingerprints"
+                    .to_owned()
+            })
+        });
+        rows.push(Reconciliation {
+            provider: account.provider.clone(),
+            account: account.name.clone(),
+            day,
+            window: billed.window,
+            read_at: clock::wall(),
+            result: SyncResult::Ok.as_str().to_owned(),
+            source: Some(billed.source.to_owned()),
+            provider_spend_usd: Some(billed.usd),
+            metered,
+            detail,
+        });
+    }
+    Ok(rows)
+}
+
+/// The bill as the vendor's API tells it, page by page.
+async fn from_api(
+    parts: &Parts,
+    account: &Account,
+    api: &dyn BillApi,
+    period: Period,
+) -> Result<Bill, Fault> {
+    let Some(key) = account.bill_key()? else {
+        let detail = format!(
+            "there is no key to read its bill with: wanted is {}",
+            api.key()
+        );
+        return Err(Fault::new(FaultClass::Unsupported, detail));
+    };
+    let settings = parts.providers.get(&account.provider);
+    let host = bill::place(
+        api,
+        settings.and_then(|it| it.billing_url.as_deref()),
+        settings.and_then(|it| it.upstream.as_deref()),
+    );
+    let mut days: BTreeMap<NaiveDate, Decimal> = BTreeMap::new();
+    let mut ask = api.first(period, account.billing_id.as_deref());
+    for _ in 0..PAGES_MAX {
+        let page = match parts.fetcher.fetch(&ask, host, Some(&key)).await {
+            Ok(answer) => api.read(period, &ask, &answer),
+            Err(fault) => Err(fault),
+        };
+        let page = page.map_err(|fault| helped(&fault, api, &key))?;
+        for (day, usd) in page.days {
+            let sum = days.entry(day).or_default();
+            *sum = sum.saturating_add(usd);
+        }
+        match page.next {
+            Some(next) if next != ask => ask = next,
+            Some(_) => return Err(Fault::malformed("a page leads to itself")),
+            None => {
+                let billed = |usd, day| Billed {
+                    window: (midnight(day), midnight(next_day(day))),
+                    usd,
+                    source: api.name(),
+                    detail: None,
+                };
+                return Ok(days
+                    .into_iter()
+                    .map(|(day, usd)| (day, billed(usd, day)))
+                    .collect());
+            }
+        }
+    }
+    Err(Fault::malformed("the bill has no end"))
+}
+
+/// A fault without the key, should a vendor quote it, and with what helps.
+fn helped(fault: &Fault, api: &dyn BillApi, key: &Secret) -> Fault {
+    let detail = scrub(&fault.detail).replace(key.expose(), REDACTED);
+    Fault::new(
+        fault.class,
+        match fault.class {
+            FaultClass::Auth => format!("{detail}; wanted is {}", api.key()),
+            _ => detail,
+        },
+    )
+}
+
+/// What a prepaid balance fell by, day by day.
+async fn from_balances(parts: &Parts, account: &Account, period: Period) -> Result<Bill, Fault> {
+    let unsupported = |detail: String| Fault::new(FaultClass::Unsupported, detail);
+    let readings = parts
+        .store
+        .balance_readings(
+            (&account.provider, &account.name),
+            drop::reach(period.from, period.to),
+        )
+        .await
+        .map_err(|error| Fault::new(FaultClass::Error, error.to_string()))?;
+    let mut currencies = BTreeSet::new();
+    let mut snapshots = Vec::new();
+    for reading in &readings {
+        let prepaid = reading
+            .balances
+            .iter()
+            .filter(|own| own.kind == BalanceKind::Prepaid);
+        for balance in prepaid {
+            currencies.insert(balance.currency.as_str());
+            snapshots.extend(balance.amount.map(|balance| Snapshot {
+                at: reading.read_at,
+                balance,
+            }));
+        }
+    }
+    let currency = match currencies.iter().collect::<Vec<_>>()[..] {
+        [currency] => *currency,
+        [] => {
+            return Err(unsupported(
+                "there is neither an API that tells the bill nor a prepaid balance to tell it from"
+                    .to_owned(),
+            ));
+        }
+        _ => return Err(unsupported("its balance has several currencies".to_owned())),
+    };
+    let rate = match (currency, account.usd_rate) {
+        (_, Some(rate)) => rate,
+        ("USD", None) => Decimal::ONE,
+        (currency, None) => {
+            return Err(unsupported(format!(
+                "its balance is in {currency}: set accounts[].usd_rate, the US dollars for one of it"
+            )));
+        }
+    };
+    let payments: Vec<Payment> = account
+        .top_ups
+        .iter()
+        .map(|own| Payment {
+            at: own.at,
+            amount: own.amount,
+        })
+        .collect();
+    let mut bill = Bill::new();
+    for day in period.days() {
+        let Some(drop) = drop::of_day(day, &snapshots, &payments) else {
+            continue;
+        };
+        let detail = (!drop.undeclared.is_zero()).then(|| {
+            format!(
+                "the balance rose by {} {currency} that no top_ups declare: what was spent \
+                 meanwhile is missing from the bill",
+                drop.undeclared.normalize()
+            )
+        });
+        bill.insert(
+            day,
+            Billed {
+                window: (drop.from, drop.to),
+                usd: drop.spent.saturating_mul(rate),
+                source: "balance",
+                detail,
+            },
+        );
+    }
+    if bill.is_empty() {
+        return Err(unsupported(
+            "there are not yet balance readings at the beginning and the end of a day".to_owned(),
+        ));
+    }
+    Ok(bill)
+}
+
+/// The fingerprints of the keys that each account says are its own.
+fn claims(parts: &Parts) -> Vec<(String, BTreeSet<String>)> {
+    let of_account = |account: &Account| {
+        let mut own: BTreeSet<String> = account.fingerprints().map(str::to_owned).collect();
+        // A key that cannot be read now was told of when it was asked with.
+        let key = account.current_key().ok().flatten();
+        own.extend(key.and_then(|key| fingerprint(&parts.pepper, key.expose())));
+        (account.provider.clone(), own)
+    };
+    parts.accounts.iter().map(of_account).collect()
+}
+
+/// What was seen of an account's traffic; `None` if nobody can tell which it is.
+fn metered(
+    seen: &[KeySpend],
+    index: usize,
+    account: &Account,
+    claims: &[(String, BTreeSet<String>)],
+) -> Option<Metered> {
+    let own = claims.get(index).map(|(_, own)| own)?;
+    let of_provider = claims
+        .iter()
+        .filter(|(provider, _)| *provider == account.provider);
+    let is_alone = of_provider.clone().count() == 1;
+    let is_in = |keys: &BTreeSet<String>, spend: &KeySpend| {
+        let key = spend.key_fingerprint.as_ref();
+        key.is_some_and(|key| keys.contains(key))
+    };
+    let takes_all = is_alone && account.fingerprints().next().is_none();
+    let is_own = |spend: &&KeySpend| takes_all || is_in(own, spend);
+    let mine: Vec<&KeySpend> = seen.iter().filter(is_own).collect();
+    // A key for bills alone never shows in traffic, so that its silence says nothing.
+    if mine.is_empty() && !takes_all && account.fingerprints().next().is_none() {
+        return None;
+    }
+    let is_claimed = |spend: &KeySpend| of_provider.clone().any(|(_, keys)| is_in(keys, spend));
+    let unclaimed = seen.iter().filter(|it| !is_own(it) && !is_claimed(it));
+    let count = |length: usize| i32::try_from(length).unwrap_or(i32::MAX);
+    let amounts = |of: fn(&KeySpend) -> Option<crate::store::DecimalSum>| {
+        let known = mine.iter().filter_map(|spend| of(spend)?.rounded(18));
+        known.reduce(Decimal::saturating_add)
+    };
+    let (all, upstream) = (
+        amounts(|spend| spend.cost_usd),
+        amounts(|spend| spend.cost_upstream_usd),
+    );
+    let unpriced_requests = mine.iter().map(|spend| spend.unpriced_requests).sum();
+    let cost_usd = match all {
+        Some(all) => Some(all.saturating_sub(upstream.unwrap_or_default())),
+        // Nothing was seen that costs something.
+        None if unpriced_requests == 0 => Some(Decimal::ZERO),
+        None => None,
+    };
+    Some(Metered {
+        cost_usd,
+        upstream_usd: upstream.filter(|upstream| !upstream.is_zero()),
+        requests: mine.iter().map(|spend| spend.requests).sum(),
+        unpriced_requests,
+        keys: count(
+            mine.iter()
+                .filter(|it| it.key_fingerprint.is_some())
+                .count(),
+        ),
+        unclaimed_keys: count(unclaimed.count()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_is_asked_for_once_its_lag_is_over() {
+        let config = Config::default();
+        let period = |now: &str| {
+            let Period { from, to } = period(now.parse().unwrap(), &config);
+            format!("{from} {to}")
+        };
+        assert_eq!(period("2026-11-24T05:59:59Z"), "2026-11-16 2026-11-23");
+        assert_eq!(period("2026-11-24T06:00:00Z"), "2026-11-17 2026-11-24");
+    }
+
+    fn spend(key: Option<&str>, cost: Option<&str>, upstream: Option<&str>) -> KeySpend {
+        KeySpend {
+            key_fingerprint: key.map(str::to_owned),
+            requests: 2,
+            unpriced_requests: i64::from(cost.is_none()),
+            cost_usd: cost.map(|text| text.parse().unwrap()),
+            cost_upstream_usd: upstream.map(|text| text.parse().unwrap()),
+        }
+    }
+
+    #[test]
+    fn traffic_is_an_accounts_by_its_keys_or_because_there_is_no_other() {
+        let account = |fingerprints: &[&str]| Account {
+            provider: "openrouter".to_owned(),
+            key_fingerprints: Some(fingerprints.join(" ")),
+            ..Account::default()
+        };
+        let claim = |keys: &[&str]| {
+            let keys = keys.iter().map(|&key| key.to_owned());
+            ("openrouter".to_owned(), keys.collect::<BTreeSet<String>>())
+        };
+        let seen = [
+            spend(Some("a"), Some("3"), Some("1")),
+            spend(Some("b"), Some("10"), None),
+            spend(None, None, None),
+        ];
+        let told = |account: &Account, claims: &[(String, BTreeSet<String>)]| {
+            let own = metered(&seen, 0, account, claims)?;
+            let text = |amount: Option<Decimal>| amount.map(|own| own.to_string());
+            Some((
+                text(own.cost_usd),
+                text(own.upstream_usd),
+                (own.requests, own.unpriced_requests),
+                (own.keys, own.unclaimed_keys),
+            ))
+        };
+        let some = |amount: &str| Some(amount.to_owned());
+        // Alone, all is its own, whatever its key is.
+        assert_eq!(
+            told(&account(&[]), &[claim(&["management"])]),
+            Some((some("12"), some("1"), (6, 1), (2, 0)))
+        );
+        // What another party bills is no part of it.
+        assert_eq!(
+            told(&account(&["a"]), &[claim(&["a"]), claim(&["b"])]),
+            Some((some("2"), some("1"), (2, 0), (1, 1)))
+        );
+        // Alone with keys, the others are nobody's.
+        assert_eq!(
+            told(&account(&["a"]), &[claim(&["a"])]),
+            Some((some("2"), some("1"), (2, 0), (1, 2)))
+        );
+        // Its own key is one of the traffic's.
+        assert_eq!(
+            told(&account(&[]), &[claim(&["b"]), claim(&["c"])]),
+            Some((some("10"), None, (2, 0), (1, 2)))
+        );
+        // Nobody can tell.
+        assert_eq!(told(&account(&[]), &[claim(&["c"]), claim(&["d"])]), None);
+        // A key that was named and not seen has spent nothing here.
+        assert_eq!(
+            told(&account(&["c"]), &[claim(&["c"]), claim(&["d"])]),
+            Some((some("0"), None, (0, 0), (0, 3)))
+        );
+    }
+}
