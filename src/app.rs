@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use chrono::{DateTime, Utc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin;
 use crate::caller::Instance;
@@ -21,6 +23,7 @@ use crate::exporter::balances::{self, Balances, Filter, SyncLine};
 use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
+use crate::exporter::prices::{Refresher, Shelf, is_failure, lay_versions};
 use crate::exporter::reconcile::{self, Reconciler};
 use crate::exporter::schedule::{Schedule, Task};
 use crate::exporter::spend::show_spend;
@@ -29,7 +32,7 @@ use crate::journal::disk::LocalDisk;
 use crate::journal::{Journal, Recovery};
 use crate::ledger::Ledger;
 use crate::metrics::{JournalFault, JournalReading, Metrics, Reason, Stage, process};
-use crate::price::PriceBook;
+use crate::price::{CurrentBook, PriceBook};
 use crate::provider;
 use crate::proxy::follow_up;
 use crate::proxy::job_urls::Place;
@@ -56,6 +59,7 @@ const SPEND_CRON: &str = "5/15 * * * * *";
 pub struct App {
     traffic: Option<Traffic>,
     schedule: Option<Schedule>,
+    looking_for_prices: AbortOnDropHandle<()>,
     injector: Option<Injector>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
@@ -73,19 +77,13 @@ impl App {
     /// When a listener, the journal or a configured file cannot be opened. The state of the
     /// store is no reason: records wait in the journal.
     pub fn start(config: &Config) -> anyhow::Result<App> {
-        for key in config.without_effect() {
-            tracing::warn!(key, "is configured, but has no effect in this version");
-        }
         let routes = routes(config)?;
         let vendors: BTreeSet<&str> = routes.iter().map(|route| &*route.label).collect();
         let vendors: Vec<&str> = vendors.into_iter().collect();
         let labels = config.attribution.labels();
         let metrics = Arc::new(Metrics::new(&config.metrics, &labels, &vendors));
-        let prices = Arc::new(price_book(config.prices.overlay_file.as_deref())?);
-        for provider in prices.providers() {
-            let models = u64::try_from(prices.models(provider).count()).unwrap_or(u64::MAX);
-            metrics.price_models(provider, "catalog", models);
-        }
+        let shelf = Arc::new(price_shelf(config, &metrics)?);
+        let prices = shelf.current().clone();
         metrics.on_scrape(Box::new(|metrics| metrics.process(&process::read())));
         // The ports come first: that another process runs is the likeliest trouble, and then its
         // journal is not this one's to touch.
@@ -129,6 +127,8 @@ impl App {
         let schedule = match config.role {
             Role::All | Role::Exporter => {
                 let mut tasks = tasks(config, &store, &prices, &metrics);
+                let refresher = price_refresher(config, &store, &shelf, &metrics)?;
+                tasks.push(price_task(config, refresher));
                 if !config.accounts.is_empty() {
                     let own = Arc::new(read_balances(config, &store, &metrics)?);
                     tasks.extend(balance_tasks(config, &own));
@@ -151,6 +151,8 @@ impl App {
                 Some(injector.context("cannot start the injector")?)
             }
         };
+        let attending = shelf.attend(store.clone(), config.prices.poll_interval);
+        let looking_for_prices = AbortOnDropHandle::new(tokio::spawn(attending));
         let serving_admin = CancellationToken::new();
         let state = admin::State {
             metrics: metrics.clone(),
@@ -166,6 +168,7 @@ impl App {
         Ok(App {
             traffic,
             schedule,
+            looking_for_prices,
             injector,
             admin_address,
             ready,
@@ -228,6 +231,7 @@ impl App {
     }
 
     async fn wind_down(self, hurried: &CancellationToken) -> anyhow::Result<()> {
+        drop(self.looking_for_prices);
         if let Some(schedule) = self.schedule {
             schedule.stop().await;
         }
@@ -265,7 +269,7 @@ impl Traffic {
         config: &Config,
         (listener, tls_listener): (std::net::TcpListener, Option<TlsListener>),
         routes: Routes,
-        prices: Arc<PriceBook>,
+        prices: Arc<CurrentBook>,
         metrics: &Arc<Metrics>,
         store: &Store,
     ) -> anyhow::Result<Traffic> {
@@ -374,7 +378,7 @@ impl Traffic {
 fn tasks(
     config: &Config,
     store: &Store,
-    prices: &Arc<PriceBook>,
+    prices: &Arc<CurrentBook>,
     metrics: &Arc<Metrics>,
 ) -> Vec<Task> {
     let (of_house, retention) = (store.clone(), Arc::new(config.retention.clone()));
@@ -414,6 +418,56 @@ fn tasks(
         }),
     };
     vec![housekeeping, overdue_jobs, spend]
+}
+
+/// The price book in force, which follows the store.
+///
+/// # Errors
+/// When the overlay cannot be read or does not hold.
+pub fn price_shelf(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Shelf> {
+    let path = config.prices.overlay_file.as_deref();
+    let overlay = path.map(read_overlay).transpose()?;
+    Shelf::new(overlay, metrics)
+        .with_context(|| format!("in {}", path.unwrap_or(Path::new("")).display()))
+}
+
+/// What reads the providers' own price lists.
+///
+/// # Errors
+/// When the certificates of `proxy.upstream_ca_file` cannot be read.
+pub fn price_refresher(
+    config: &Config,
+    store: &Store,
+    shelf: &Arc<Shelf>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Refresher> {
+    Ok(Refresher {
+        store: store.clone(),
+        shelf: shelf.clone(),
+        fetcher: fetcher(config)?,
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        metrics: metrics.clone(),
+    })
+}
+
+fn price_task(config: &Config, refresher: Refresher) -> Task {
+    let refresher = Arc::new(refresher);
+    Task {
+        name: "prices",
+        cron: config.schedule.prices.clone(),
+        jitter: config.schedule.jitter,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let refresher = refresher.clone();
+            Box::pin(async move {
+                let refreshed = refresher.refresh_used().await?;
+                let failed = refreshed.iter().filter(|it| is_failure(it)).count();
+                anyhow::ensure!(failed == 0, "{failed} price lists were not taken");
+                Ok(())
+            })
+        }),
+    }
 }
 
 /// What reads balances.
@@ -647,17 +701,31 @@ fn places(config: &Config, routes: &Routes, listen: SocketAddr) -> Arc<[Place]> 
     routes.iter().flat_map(of_route).collect()
 }
 
-/// The price book: the embedded catalogue under the configured overlay.
+/// The price book that held from `since` on: the embedded catalogue, the versions that the store
+/// has, if there is one, and the configured overlay.
 ///
 /// # Errors
-/// When the overlay cannot be read or does not hold.
-pub fn price_book(overlay: Option<&Path>) -> anyhow::Result<PriceBook> {
-    let book = PriceBook::embedded();
-    let Some(path) = overlay else { return Ok(book) };
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read prices.overlay_file {}", path.display()))?;
-    book.with_overlay(&text)
+/// When the overlay cannot be read or does not hold, or the store does not answer.
+pub async fn price_book(
+    config: &Config,
+    store: Option<&Store>,
+    since: DateTime<Utc>,
+) -> anyhow::Result<PriceBook> {
+    let mut book = PriceBook::embedded();
+    if let Some(store) = store {
+        let laid = lay_versions(store, &mut book, 0, since).await;
+        laid.map_err(|(_, error)| error)?;
+    }
+    let Some(path) = config.prices.overlay_file.as_deref() else {
+        return Ok(book);
+    };
+    book.with_overlay(&read_overlay(path)?)
         .with_context(|| format!("in {}", path.display()))
+}
+
+fn read_overlay(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read prices.overlay_file {}", path.display()))
 }
 
 /// Where this process runs, as the downward API and the host tell it.

@@ -96,11 +96,6 @@ pub fn passed(items: &[Item]) -> bool {
 pub async fn check(config: &Config) -> Vec<Item> {
     // It would not be here if it did not hold.
     let mut items = vec![Item::of("configuration", Ok("holds".to_owned()))];
-    items.extend(config.without_effect().into_iter().map(|key| Item {
-        status: Status::Skip,
-        name: key.to_owned(),
-        detail: "has no effect in this version".to_owned(),
-    }));
     items.push(Item::of("admin.listen", admin_port(config).await));
     if !config.role.relays_traffic() {
         let role = config.role.as_str();

@@ -61,7 +61,7 @@ pub enum Command {
     Sync(Sync),
     /// Show what providers billed against what was metered.
     Reconcile(Reconcile),
-    /// Look into the price book.
+    /// Look into the price book, bring it up to date, and cost rows anew.
     #[command(subcommand)]
     Prices(Prices),
     /// Bring the store's schema up to date.
@@ -254,6 +254,107 @@ pub struct Reconcile {
 pub enum Prices {
     /// List the prices in effect.
     List(PricesList),
+    /// Ask the providers for their price lists now.
+    Refresh(PricesRefresh),
+    /// Show which prices changed, and which new ones are held back.
+    Diff(PricesDiff),
+    /// Bring in LiteLLM's or genai-prices' price list from a file.
+    Import(PricesImport),
+    /// Compute the costs of rows anew.
+    Recost(PricesRecost),
+}
+
+/// `taffrail prices refresh`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Reads OpenRouter's models API, which needs no key, and fal's pricing API, which needs the key of an
+account in [[accounts]]. The exporter does the same by schedule.prices. What changed holds from now
+on; rows keep the price that they were costed with. Servers follow within prices.poll_interval.
+
+A list that would change a price more than tenfold, from or to zero, or that has lost more than a
+fifth of its models, is held back: `taffrail prices diff` shows it, --accept takes it as shown.
+
+Examples:
+  taffrail prices refresh
+  taffrail prices refresh --provider openrouter --accept")]
+pub struct PricesRefresh {
+    /// Only the list of this provider.
+    #[arg(long, value_name = "NAME", value_parser = ["openrouter", "fal"])]
+    pub provider: Option<String>,
+    /// Take what is held back.
+    #[arg(long)]
+    pub accept: bool,
+}
+
+/// `taffrail prices diff`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+One line for each model and rate: what it was and what it is, in US dollars for a million tokens or
+characters, or for one of anything else.
+
+Examples:
+  taffrail prices diff
+  taffrail prices diff --since 30d")]
+pub struct PricesDiff {
+    /// Versions since then: a duration (24h, 30d), a date or a timestamp.
+    #[arg(long, value_name = "WHEN", default_value = "7d")]
+    pub since: Since,
+}
+
+/// `taffrail prices import`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+The format is told by the file's shape. Models are taken under the names that the file spells out;
+nothing is matched by likeness. What is not understood is counted and said, never guessed. Imported
+prices go over the built-in catalogue, under a provider's own list and under prices.overlay_file.
+
+Examples:
+  taffrail prices import model_prices_and_context_window.json
+  taffrail prices import data.json --from 2026-11-01 --dry-run")]
+pub struct PricesImport {
+    /// LiteLLM's model_prices_and_context_window.json or genai-prices' data.json.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The day from which new prices of known models hold; now if not given.
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    pub from: Option<NaiveDate>,
+    /// Take it even if prices change more than tenfold or many models are missing.
+    #[arg(long)]
+    pub accept: bool,
+    /// Only say what would change.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `taffrail prices recost`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+For each row the price that held at its start, of the version in effect then. Rows without a cost
+for lack of a price get one. The sums move with the rows, and api_cost_changes keeps what was. Costs
+that a provider stated are never touched, none is taken away, and a row whose old cost cannot be
+computed again from what it tells (a size, a region) is left alone and counted.
+
+May be interrupted and run again. On Postgres, run it as the owner of the schema.
+
+Examples:
+  taffrail prices recost --since 7d --dry-run
+  taffrail prices recost --since 2026-11-01 --until 2026-12-01 --provider fal")]
+pub struct PricesRecost {
+    /// Rows that started since then: a duration (24h, 30d), a date or a timestamp.
+    #[arg(long, value_name = "WHEN")]
+    pub since: Since,
+    /// Rows that started before then; now if not given.
+    #[arg(long, value_name = "WHEN")]
+    pub until: Option<Since>,
+    /// Only rows of this provider.
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Only rows of this model, by its full name.
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Only say what would change.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `taffrail prices list`.

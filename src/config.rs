@@ -17,6 +17,7 @@ mod reference;
 mod validate;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -77,18 +78,6 @@ pub struct Config {
     pub log: telemetry::Config,
 }
 
-impl Config {
-    /// The keys that say something, and that nothing in this version acts on: a user is to be
-    /// told so.
-    pub fn without_effect(&self) -> Vec<&'static str> {
-        let default = schedule::Config::default();
-        [("schedule.prices", self.schedule.prices != default.prices)]
-            .into_iter()
-            .filter_map(|(key, is_set)| is_set.then_some(key))
-            .collect()
-    }
-}
-
 /// What this process does.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
@@ -129,9 +118,22 @@ impl Role {
 }
 
 /// Prices beyond the embedded catalogue.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Prices {
     /// A file of prices that take precedence over the catalogue: negotiated rates, own models.
     pub overlay_file: Option<PathBuf>,
+    /// How often a process looks in the store for versions that it does not have.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub poll_interval: Duration,
+}
+
+impl Default for Prices {
+    fn default() -> Prices {
+        Prices {
+            overlay_file: None,
+            poll_interval: Duration::from_mins(5),
+        }
+    }
 }

@@ -47,9 +47,11 @@ pub mod backfill;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod recost;
 pub mod report;
 pub mod telemetry;
 
 // The wiring.
 pub mod app;
 pub mod demo;
+pub mod price_commands;

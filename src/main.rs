@@ -13,7 +13,7 @@ use taffrail::exporter::balances::Filter;
 use taffrail::journal::DEAD_LETTER_FILE;
 use taffrail::metrics::Metrics;
 use taffrail::store::{BalanceReading, Store};
-use taffrail::{backfill, check, clock, demo, report, telemetry};
+use taffrail::{backfill, check, clock, demo, price_commands, report, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -86,7 +86,7 @@ async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
         Command::Balances(options) => print_balances(&load(None)?.config, options).await,
         Command::Sync(options) => sync(&load(None)?.config, options).await,
         Command::Reconcile(options) => print_bills(&load(None)?.config, options).await,
-        Command::Prices(cli::Prices::List(list)) => print_prices(&load(None)?.config, &list),
+        Command::Prices(command) => price_commands::run(&load(None)?.config, command).await,
         Command::Migrate(_) => migrate(&load(None)?.config).await,
         Command::Backfill(days) => make_sums(&load(None)?.config, &days).await,
         Command::Check(_) => {
@@ -305,17 +305,5 @@ async fn make_sums(config: &Config, days: &cli::Backfill) -> anyhow::Result<u8> 
         store.description(),
         days.from
     )?;
-    Ok(cli::EXIT_OK)
-}
-
-fn print_prices(config: &Config, list: &cli::PricesList) -> anyhow::Result<u8> {
-    let book = app::price_book(config.prices.overlay_file.as_deref())?;
-    let request = report::PricesRequest {
-        provider: list.provider.clone(),
-        model: list.model.clone(),
-        format: list.format,
-        width: report::terminal_width(),
-    };
-    report::prices(&book, &request, clock::wall(), &mut io::stdout().lock())?;
     Ok(cli::EXIT_OK)
 }

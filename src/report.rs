@@ -26,7 +26,7 @@ use uuid::Uuid;
 pub use self::balances::balances;
 pub use self::dead_letters::dead_letters;
 pub use self::logs::{LOGS_LIMIT_DEFAULT, LOGS_LIMIT_MAX, LogsRequest, logs};
-pub use self::prices::{PricesRequest, prices};
+pub use self::prices::{PricesRequest, price_changes, prices};
 pub use self::reconcile::reconcile;
 pub use self::table::terminal_width;
 pub use self::usage::{Since, UsageRequest, usage};

@@ -69,8 +69,12 @@ comment on column taffrail.leases.name is 'What is done.';
 comment on column taffrail.leases.holder is 'The process that does it.';
 comment on column taffrail.leases.expires_at is 'When another one may take it.';
 
+-- A version holds what changed since the one before of the same source, so that a daily refresh is
+-- small; the numbers follow one another in the order of their commits, so that whoever knows one
+-- asks for the later ones alone.
 create table taffrail.price_versions (
     version                text        not null primary key,
+    number                 bigint      not null unique,
     source                 text        not null,
     effective_from         timestamptz not null,
     created_at             timestamptz not null,
@@ -78,10 +82,49 @@ create table taffrail.price_versions (
 );
 comment on table taffrail.price_versions is 'Every version of the price book that a row can name, so that history keeps its price.';
 comment on column taffrail.price_versions.version is 'As in api_usage_logs.price_version.';
-comment on column taffrail.price_versions.source is 'embedded, a provider''s name, or import.';
-comment on column taffrail.price_versions.effective_from is 'From when its prices hold.';
+comment on column taffrail.price_versions.number is 'Counts the versions of all sources.';
+comment on column taffrail.price_versions.source is 'Whose list it is: a provider''s name for its own API, litellm or genai-prices for an import.';
+comment on column taffrail.price_versions.effective_from is 'From when its prices hold for models that had others before.';
 comment on column taffrail.price_versions.created_at is 'When it was made.';
-comment on column taffrail.price_versions.catalogue is 'The prices.';
+comment on column taffrail.price_versions.catalogue is 'The prices that it changes, by model by provider; null is a model that is listed no more.';
+
+create table taffrail.price_refreshes (
+    source                 text        not null primary key,
+    checked_at             timestamptz not null,
+    held_back              json,
+    held_back_reason       text
+);
+comment on table taffrail.price_refreshes is 'When each source of prices was last read in full, and what of it waits for a person''s word.';
+comment on column taffrail.price_refreshes.source is 'As in price_versions.';
+comment on column taffrail.price_refreshes.checked_at is 'When its list was last read in full, changed or not.';
+comment on column taffrail.price_refreshes.held_back is 'Changes that look wrong, as in price_versions.catalogue; null is none.';
+comment on column taffrail.price_refreshes.held_back_reason is 'What looks wrong about them.';
+
+-- What re-costing changed, row by row: the cost of a row before each change is here for ever.
+create table taffrail.api_cost_changes (
+    id                     uuid        not null,
+    day                    date        not null,
+    changed_at             timestamptz not null,
+    old_cost_usd           numeric,
+    old_cost_source        text,
+    old_price_version      text,
+    old_unpriced_reason    text,
+    new_cost_usd           numeric     not null,
+    new_cost_source        text        not null,
+    new_price_version      text        not null,
+    primary key (id, changed_at)
+);
+comment on table taffrail.api_cost_changes is 'The old and the new cost of each row whose cost was computed anew.';
+comment on column taffrail.api_cost_changes.id is 'The row in api_usage_logs.';
+comment on column taffrail.api_cost_changes.day is 'Its day.';
+comment on column taffrail.api_cost_changes.changed_at is 'When its cost changed.';
+comment on column taffrail.api_cost_changes.old_cost_usd is 'The cost before; null was unknown.';
+comment on column taffrail.api_cost_changes.old_cost_source is 'Its source before.';
+comment on column taffrail.api_cost_changes.old_price_version is 'The version that it was priced with before.';
+comment on column taffrail.api_cost_changes.old_unpriced_reason is 'Why the cost was unknown before.';
+comment on column taffrail.api_cost_changes.new_cost_usd is 'The cost since.';
+comment on column taffrail.api_cost_changes.new_cost_source is 'Its source since.';
+comment on column taffrail.api_cost_changes.new_price_version is 'The version that it is priced with since.';
 
 -- What a provider billed for a day against what was metered. A day that was read again has its last
 -- bill: vendors still change recent days.

@@ -441,6 +441,147 @@ $$;
 comment on function taffrail.record_reconciliations(text) is
     'Takes in bills against what was metered, one for each account and day; returns how many were taken.';
 
+-- The versions of price lists after a number, oldest first and a few at a time, as a JSON array of
+-- {"number", "version", "source", "effective_from", "catalogue"}, the catalogue as text.
+create function taffrail.price_versions_after(known bigint, rows_max integer) returns text
+language sql stable security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    select coalesce(json_agg(json_build_object(
+        'number', number, 'version', version, 'source', source,
+        'effective_from', effective_from, 'catalogue', catalogue::text
+    ) order by number), '[]')::text
+    from (
+        select * from taffrail.price_versions where number > known order by number limit rows_max
+    ) as later
+$$;
+comment on function taffrail.price_versions_after(bigint, integer) is 'The versions of price lists after a number, as JSON.';
+
+-- Adds a version of a source's list, unless another came after the number that its changes are from;
+-- returns its number, or null.
+create function taffrail.add_price_version(name text, list text, effective timestamptz, changes text, since bigint) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+declare
+    following bigint;
+begin
+    -- In the order of their commits: a reader that knows a number has seen all before it.
+    perform pg_advisory_xact_lock(hashtext('taffrail.price_versions'));
+    if since <> (select coalesce(max(number), 0) from taffrail.price_versions where source = list) then
+        return null;
+    end if;
+    select coalesce(max(number), 0) + 1 into following from taffrail.price_versions;
+    insert into taffrail.price_versions (version, number, source, effective_from, created_at, catalogue)
+    values (
+        -- A price that goes back and forth on one day.
+        case when exists (select from taffrail.price_versions where version = name) then name || '-' || following else name end,
+        following, list, effective, now(), changes::json
+    );
+    return following;
+end
+$$;
+comment on function taffrail.add_price_version(text, text, timestamptz, text, bigint) is
+    'Adds a version of a source''s price list, unless somebody else did so first; returns its number.';
+
+-- Notes that a source was read, and what of it is held back.
+create function taffrail.note_price_refresh(list text, changes text, reason text) returns boolean
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    insert into taffrail.price_refreshes (source, checked_at, held_back, held_back_reason)
+    values (list, now(), changes::json, reason)
+    on conflict (source) do update set
+        checked_at = excluded.checked_at,
+        held_back = excluded.held_back,
+        held_back_reason = excluded.held_back_reason
+    returning true
+$$;
+comment on function taffrail.note_price_refresh(text, text, text) is 'Notes that a source of prices was read in full, and what of it is held back.';
+
+-- Gives rows another cost, of an array of {"id", "day", "old_cost_usd", "cost_usd", "cost_source",
+-- "price_version"}, moves the sums along and keeps what was. A row that has another cost by now, or
+-- whose cost the provider stated, is left alone. Returns how many rows changed.
+create function taffrail.recost_usage(batch text) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+declare
+    days date[];
+    buckets taffrail.api_usage_aggregates[];
+    changed bigint;
+begin
+    select array_agg(distinct day order by day) into days
+    from json_to_recordset(batch::json) as told (day date);
+    -- As record_usage(): a rebuild of the sums of a day and what changes them take turns.
+    perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
+    from unnest(days) as wanted;
+    with before as materialized (
+        select
+            logs.id, logs.day, told.cost_usd, told.cost_source, told.price_version,
+            logs.cost_usd as old_cost_usd, logs.cost_source as old_cost_source,
+            logs.price_version as old_price_version, logs.unpriced_reason as old_unpriced_reason,
+            logs.started_at, logs.namespace, logs.provider, logs.model_served, logs.model_requested,
+            logs.operation, logs.outcome, logs.attribution, logs.instance
+        from json_to_recordset(batch::json) as told (
+            id uuid, day date, old_cost_usd numeric, cost_usd numeric, cost_source text, price_version text
+        )
+        join taffrail.api_usage_logs as logs on logs.id = told.id and logs.day = told.day
+        where logs.cost_source is distinct from 'provider'
+            and logs.cost_usd is not distinct from told.old_cost_usd
+            and told.cost_usd is distinct from logs.cost_usd
+        order by logs.day, logs.id
+        for update of logs
+    ),
+    updated as (
+        update taffrail.api_usage_logs as logs set
+            cost_usd = before.cost_usd,
+            cost_source = before.cost_source,
+            price_version = before.price_version,
+            unpriced_reason = null,
+            recosted_at = now()
+        from before
+        where logs.id = before.id and logs.day = before.day
+        returning logs.id
+    ),
+    noted as (
+        insert into taffrail.api_cost_changes (
+            id, day, changed_at, old_cost_usd, old_cost_source, old_price_version,
+            old_unpriced_reason, new_cost_usd, new_cost_source, new_price_version
+        )
+        select
+            id, day, now(), old_cost_usd, old_cost_source, old_price_version,
+            old_unpriced_reason, cost_usd, cost_source, price_version
+        from before
+        where id in (select id from updated)
+        returning id
+    ),
+    sums as (
+        select
+            span.granularity, date_trunc(span.granularity, started_at, 'UTC'),
+            coalesce(namespace, ''), provider,
+            coalesce(model_served, model_requested, ''), operation,
+            taffrail.outcome_class(outcome), attribution, mod(abs(hashtext(instance)::bigint), 16)::smallint,
+            0::bigint, -count(old_unpriced_reason),
+            sum(cost_usd - coalesce(old_cost_usd, 0)), null::numeric, null::numeric, null::numeric,
+            null::numeric, null::numeric, null::numeric, null::numeric, null::numeric, null::numeric,
+            null::numeric, null::numeric, null::numeric, null::jsonb
+        from before
+        cross join (values ('hour'), ('day')) as span (granularity)
+        where id in (select id from noted)
+        group by 1, 2, 3, 4, 5, 6, 7, 8, 9
+    )
+    select
+        (select count(*) from noted),
+        (select array_agg(sums::taffrail.api_usage_aggregates) from sums)
+    into changed, buckets;
+    perform taffrail.upsert_usage_aggregate(variadic buckets);
+    return changed;
+end
+$$;
+comment on function taffrail.recost_usage(text) is
+    'Gives rows of a JSON array another cost, moves the sums along and keeps what was; returns how many rows changed.';
+
 -- Makes the sums of the days from..to (without the last) anew from their rows, day by day, each
 -- exact and beside live writes. Returns how many buckets there are now.
 create function taffrail.backfill_usage_aggregates("from" date, "to" date) returns bigint

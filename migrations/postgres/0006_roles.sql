@@ -31,7 +31,8 @@ begin
         grant execute on function
             taffrail.schema_version(),
             taffrail.record_usage(text),
-            taffrail.exchange_jobs(text)
+            taffrail.exchange_jobs(text),
+            taffrail.price_versions_after(bigint, integer)
         to taffrail_ingest;
     end if;
     if to_regrole('taffrail_balance') is not null then
@@ -49,19 +50,27 @@ begin
             taffrail.account_signals(interval),
             taffrail.metered_spend(text, timestamptz, timestamptz),
             taffrail.record_reconciliations(text),
+            taffrail.price_versions_after(bigint, integer),
+            taffrail.add_price_version(text, text, timestamptz, text, bigint),
+            taffrail.note_price_refresh(text, text, text),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
             taffrail.add_units(jsonb, jsonb)
         to taffrail_balance;
-        grant select, insert on taffrail.price_versions to taffrail_balance;
-        grant select on taffrail.api_provider_balances, taffrail.api_reconciliations to taffrail_balance;
+        grant select on
+            taffrail.api_provider_balances,
+            taffrail.api_reconciliations,
+            taffrail.price_versions,
+            taffrail.price_refreshes
+        to taffrail_balance;
         grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
     end if;
     if to_regrole('taffrail_reader') is not null then
         grant usage on schema taffrail to taffrail_reader;
         grant execute on function
             taffrail.schema_version(),
+            taffrail.price_versions_after(bigint, integer),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
@@ -72,8 +81,10 @@ begin
             taffrail.api_usage_aggregates,
             taffrail.api_usage_buckets,
             taffrail.api_provider_balances,
+            taffrail.api_cost_changes,
             taffrail.api_reconciliations,
-            taffrail.price_versions
+            taffrail.price_versions,
+            taffrail.price_refreshes
         to taffrail_reader;
     end if;
 end
@@ -140,7 +151,7 @@ declare
 begin
     foreach protected in array array[
         'api_usage_logs', 'api_usage_aggregates', 'api_jobs', 'api_provider_balances',
-        'api_reconciliations', 'price_versions'
+        'api_reconciliations', 'price_versions', 'price_refreshes', 'api_cost_changes'
     ] loop
         execute format('alter table taffrail.%I enable row level security', protected);
         execute format('alter table taffrail.%I force row level security', protected);
@@ -155,6 +166,7 @@ create policy reader on taffrail.api_usage_aggregates for select
 create policy reader on taffrail.api_provider_balances for select using (not (select taffrail.is_scoped()));
 create policy reader on taffrail.api_reconciliations for select using (not (select taffrail.is_scoped()));
 create policy reader on taffrail.price_versions for select using (true);
-create policy writer on taffrail.price_versions for insert with check (true);
+create policy reader on taffrail.price_refreshes for select using (true);
+create policy reader on taffrail.api_cost_changes for select using (not (select taffrail.is_scoped()));
 
 call taffrail.set_up_roles();

@@ -6,7 +6,7 @@
 //! no harm.
 
 use crate::metrics::Metrics;
-use crate::price::PriceBook;
+use crate::price::CurrentBook;
 use crate::proxy::jobs::{Config, row_of_halves};
 use crate::store::{OverdueJob, Store, StoreError};
 
@@ -19,7 +19,7 @@ use crate::store::{OverdueJob, Store, StoreError};
 pub async fn record_overdue(
     store: &Store,
     config: &Config,
-    prices: &PriceBook,
+    prices: &CurrentBook,
     metrics: &Metrics,
 ) -> Result<(), StoreError> {
     // Whoever submitted a job records it at the deadline itself, if it lives.
@@ -40,10 +40,10 @@ pub async fn record_overdue(
 async fn record(
     store: &Store,
     job: OverdueJob,
-    prices: &PriceBook,
+    prices: &CurrentBook,
     metrics: &Metrics,
 ) -> Result<u64, StoreError> {
-    let Some(record) = row_of_halves(prices, job.submit, job.end) else {
+    let Some(record) = row_of_halves(&prices.load(), job.submit, job.end) else {
         return Ok(0);
     };
     let reason = match store.apply(std::slice::from_ref(&record)).await {

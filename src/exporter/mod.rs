@@ -10,6 +10,7 @@ pub mod balances;
 pub mod fetch;
 pub mod housekeeping;
 pub mod jobs;
+pub mod prices;
 pub mod reconcile;
 pub mod schedule;
 pub mod spend;

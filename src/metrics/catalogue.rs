@@ -658,6 +658,15 @@ pub const PRICE_REFRESHES: Descriptor = family(
     "Attempts to fetch prices",
 );
 
+/// Prices that wait for a person's word.
+pub const PRICE_HELD_BACK: Descriptor = family(
+    Gauge,
+    Upkeep,
+    "taffrail_price_held_back_concerns",
+    &["provider", "source"],
+    "What looks wrong about new prices that wait for `taffrail prices refresh --accept`",
+);
+
 /// Runs of scheduled tasks.
 pub const SCHEDULE_RUNS: Descriptor = family(
     Counter,

@@ -50,7 +50,8 @@ pub use self::spend::Spend;
 use self::values::ExactCounter;
 pub use self::vocabulary::{
     AccountState, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener, Phase,
-    ProxyError, Reason, ReviewResult, Rewrite, RunResult, SpendWindow, Stage, SyncResult, Window,
+    PriceResult, ProxyError, Reason, ReviewResult, Rewrite, RunResult, SpendWindow, Stage,
+    SyncResult, Window,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;
@@ -685,12 +686,12 @@ impl Metrics {
         &self,
         provider: &str,
         source: &str,
-        result: RunResult,
+        result: PriceResult,
         now: DateTime<Utc>,
     ) {
         let refreshes = &self.families.price_refreshes;
         refreshes.with(&[provider, source, result.as_str()]).inc();
-        if result == RunResult::Ok {
+        if result == PriceResult::Ok {
             let timestamp = timestamp_seconds(now);
             set(
                 &self.families.price_last_success,
@@ -698,6 +699,12 @@ impl Metrics {
                 timestamp,
             );
         }
+    }
+
+    /// Takes how much about a source's new prices looks wrong, so that they are held back.
+    pub fn price_held_back(&self, provider: &str, source: &str, concerns: u64) {
+        let held_back = &self.families.price_held_back;
+        set(held_back, &[provider, source], float(concerns));
     }
 
     /// Counts a run of a scheduled task that ended at `now`.

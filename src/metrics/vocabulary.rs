@@ -260,6 +260,26 @@ impl SpendWindow {
 }
 
 label_values! {
+    /// How an attempt to refresh the prices of a source ended.
+    PriceResult {
+        /// Its list was read, and is in force.
+        Ok = "ok",
+        /// Its list was read, looks wrong, and waits for a person's word.
+        HeldBack = "held_back",
+        /// It needs a key, and no account of the provider has one.
+        Skipped = "skipped",
+        /// The key is wrong.
+        Auth = "auth",
+        /// The provider wants to be asked less often.
+        RateLimited = "rate_limited",
+        /// There was no answer in time.
+        Timeout = "timeout",
+        /// Anything else: no connection, or no price list.
+        Error = "error",
+    }
+}
+
+label_values! {
     /// What can be expected of an account.
     AccountState {
         /// It can be used.

@@ -21,7 +21,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::rates::{Hours, ModelPrices, Price, Rate, RateSet, Rates};
+use super::rates::{Hours, Layer, ModelPrices, Price, Rate, RateSet, Rates};
 use crate::money::parse_decimal;
 use crate::usage::Unit;
 
@@ -92,11 +92,12 @@ struct ProviderTable<'a> {
 }
 
 /// The version and the entries of the embedded catalogue's text.
-pub(super) fn read_catalogue(text: &str) -> Result<(String, Vec<ProviderEntries>), OverlayError> {
+pub(super) fn read_catalogue(text: &str) -> Result<(Arc<str>, Vec<ProviderEntries>), OverlayError> {
     let unreadable =
         |error: serde_json::Error| unreadable(&error.to_string(), "a price catalogue in JSON");
     let catalogue: Catalogue<'_> = serde_json::from_str(text).map_err(unreadable)?;
-    let mut reader = Reader::default();
+    let version: Arc<str> = catalogue.version.into();
+    let mut reader = Reader::of(Layer::Catalog, version.clone());
     let root = Key::ROOT;
     let mut entries = Vec::with_capacity(catalogue.providers.len());
     for (name, table) in catalogue.providers {
@@ -114,16 +115,63 @@ pub(super) fn read_catalogue(text: &str) -> Result<(String, Vec<ProviderEntries>
             models,
         });
     }
-    reader.finish((catalogue.version, entries))
+    reader.finish((version, entries))
+}
+
+/// The prices by model by provider of a list as it is kept, in JSON; `null` is a model that is
+/// listed no more. Read a model at a time, as the catalogue is.
+pub(super) type ListText<'a> = BTreeMap<&'a str, BTreeMap<&'a str, Option<&'a RawValue>>>;
+
+/// The entries of a list as it is kept, without the models that are listed no more.
+pub(super) fn read_list(
+    layer: Layer,
+    version: &Arc<str>,
+    text: &str,
+) -> Result<Vec<ProviderEntries>, OverlayError> {
+    let unreadable =
+        |error: serde_json::Error| unreadable(&error.to_string(), "a price list in JSON");
+    let list: ListText<'_> = serde_json::from_str(text).map_err(unreadable)?;
+    let mut reader = Reader::of(layer, version.clone());
+    let mut entries = Vec::with_capacity(list.len());
+    for (name, listed) in list {
+        let at = Key::ROOT;
+        let at = at.then(name);
+        let mut models = Vec::with_capacity(listed.len());
+        for (model, entry) in listed {
+            let Some(entry) = entry else { continue };
+            let value = serde_json::from_str(entry.get()).map_err(unreadable)?;
+            if let Some(entry) = reader.entry(&at.then(model), &value) {
+                models.push((model.to_owned(), entry));
+            }
+        }
+        entries.push(ProviderEntries {
+            name: name.to_owned(),
+            falls_back_to: Vec::new(),
+            models,
+        });
+    }
+    reader.finish(entries)
+}
+
+/// Every problem of one model's entry, or none.
+pub(super) fn check_entry(provider: &str, model: &str, entry: &Value) -> Result<(), OverlayError> {
+    let mut reader = Reader::default();
+    let at = Key::ROOT;
+    let at = at.then(provider);
+    reader.entry(&at.then(model), entry);
+    reader.finish(())
 }
 
 /// The entries of an overlay's text.
-pub(super) fn read_overlay(text: &str) -> Result<Vec<ProviderEntries>, OverlayError> {
+pub(super) fn read_overlay(
+    version: &Arc<str>,
+    text: &str,
+) -> Result<Vec<ProviderEntries>, OverlayError> {
     let document = match Figment::from(Toml::string(text)).extract::<Map<String, Value>>() {
         Ok(document) => document,
         Err(error) => return Err(unreadable(&error.to_string(), "a table in TOML")),
     };
-    let mut reader = Reader::default();
+    let mut reader = Reader::of(Layer::Overlay, version.clone());
     let root = Key::ROOT;
     let mut entries = Vec::new();
     for (key, value) in &document {
@@ -218,13 +266,23 @@ impl fmt::Display for Key<'_> {
     }
 }
 
-/// Collects problems while it reads.
+/// Collects problems while it reads, and stamps prices with the list that they are from.
 #[derive(Default)]
 pub(super) struct Reader {
+    layer: Layer,
+    version: Arc<str>,
     problems: Vec<Problem>,
 }
 
 impl Reader {
+    fn of(layer: Layer, version: Arc<str>) -> Reader {
+        Reader {
+            layer,
+            version,
+            problems: Vec::new(),
+        }
+    }
+
     pub(super) fn problem(&mut self, at: &Key<'_>, problem: &str, accepted: impl Into<String>) {
         self.problems.push(Problem {
             key: at.to_string(),
@@ -286,7 +344,11 @@ impl Reader {
     }
 
     fn price(&mut self, at: &Key<'_>, table: &Map<String, Value>) -> Price {
-        let mut price = Price::default();
+        let mut price = Price {
+            layer: self.layer,
+            version: self.version.clone(),
+            ..Price::default()
+        };
         let problems_before = self.problems.len();
         for (name, value) in table {
             let key = at.then(name);

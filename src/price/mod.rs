@@ -1,15 +1,30 @@
 //! The price book: a usage in, exact dollars out.
 //!
-//! Pure: the catalogue is built in, the user's overlay comes in as text, and the time is an
-//! argument. A cost is never guessed: a model or a quantity without a price gives no cost and
-//! says what is missing, and a price of zero is a price. What a provider states as its own cost
-//! wins over this book; that is decided by the caller.
+//! Pure: the catalogue is built in, versions of other lists and the user's overlay come in as
+//! text, and the time is an argument. A cost is never guessed: a model or a quantity without a
+//! price gives no cost and says what is missing, and a price of zero is a price. What a provider
+//! states as its own cost wins over this book; that is decided by the caller.
 //!
-//! `catalog` reads price lists, `rates` holds the arithmetic, `names` says which name stands for
-//! which. For people: docs/prices.md.
+//! A list goes over what is there from a moment on: what was charged before stays as it was, and
+//! each price knows the version of the list that it is from. Of lists that hold at the same time
+//! the user's file wins, then a provider's own API, then what was imported, then the catalogue.
+//!
+//! `catalog` reads our own form of a list, `rates` holds the arithmetic, `names` says which name
+//! stands for which. `list` is what a source lists and how two such lists differ; `api` what to
+//! ask a provider's API and how to read its answer, `import` reads the files of others, `number`
+//! their figures. `current` is the book in force. For people: docs/prices.md.
 
+mod api;
 mod catalog;
+mod current;
+mod fal;
+mod genai_prices;
+mod import;
+mod list;
+mod litellm;
 mod names;
+mod number;
+mod openrouter;
 mod rates;
 
 use std::collections::HashMap;
@@ -23,10 +38,14 @@ use crate::money::Usd;
 use crate::record::UnpricedReason;
 use crate::usage::{Unit, Usage};
 
+pub use api::{PRICE_APIS, PriceApi, PriceApiFacts, Unreadable, price_api};
 use catalog::{Entry, Key, ProviderEntries, Reader};
 pub use catalog::{OverlayError, Problem};
+pub use current::CurrentBook;
+pub use import::{ImportError, Imported, import};
+pub use list::{Changes, Concern, ModelName, PriceList, Reading, Rejected};
 use rates::Terms;
-pub use rates::{ModelPrices, Price, Rate, is_priced_per_million};
+pub use rates::{Layer, ModelPrices, Price, Rate, is_priced_per_million};
 
 /// The name of an overlay's entry that prices every model of its provider that is not listed.
 pub const ANY_MODEL: &str = "*";
@@ -61,7 +80,8 @@ pub struct Query<'a> {
 pub struct Priced {
     /// The cost; `None` is unknown, or an empty usage.
     pub cost: Option<Usd>,
-    /// The version of the book, for the record.
+    /// The version of the list that the price is from, for the record; the catalogue's where there
+    /// is no price.
     pub version: Arc<str>,
     /// What has no price; `None` beside a cost, and for an empty usage.
     pub missing: Option<Missing>,
@@ -105,11 +125,35 @@ struct ProviderPrices {
     models: HashMap<Box<str>, Entry>,
 }
 
-/// Prices of models by provider; immutable, so that one can be swapped for another.
+/// Prices of models by provider; immutable, so that one can be swapped for another. A copy shares
+/// the providers that are the same.
 #[derive(Debug, Clone)]
 pub struct PriceBook {
     version: Arc<str>,
-    providers: HashMap<Box<str>, ProviderPrices>,
+    providers: HashMap<Box<str>, Arc<ProviderPrices>>,
+}
+
+impl Layer {
+    /// The kind of list that a source keeps.
+    pub fn of_source(source: &str) -> Layer {
+        match PRICE_APIS.iter().any(|api| api.provider == source) {
+            true => Layer::Api,
+            false => Layer::Import,
+        }
+    }
+}
+
+/// A version of a list, as it is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Version<'a> {
+    /// Its name, as rows name it.
+    pub name: &'a str,
+    /// The kind of list.
+    pub layer: Layer,
+    /// From when its prices hold, where the model had others before.
+    pub effective_from: DateTime<Utc>,
+    /// What changed with it: [`Changes::to_json`].
+    pub catalogue: &'a str,
 }
 
 impl PriceBook {
@@ -122,7 +166,7 @@ impl PriceBook {
         let (version, entries) =
             catalog::read_catalogue(catalog::EMBEDDED).expect("the embedded catalogue is valid");
         let mut book = PriceBook {
-            version: version.into(),
+            version,
             providers: HashMap::new(),
         };
         book.insert(entries);
@@ -134,7 +178,8 @@ impl PriceBook {
     /// # Errors
     /// Every key of the text that is not accepted, at once.
     pub fn with_overlay(mut self, text: &str) -> Result<PriceBook, OverlayError> {
-        let entries = catalog::read_overlay(text)?;
+        let version: Arc<str> = format!("overlay-{}", digest(text)).into();
+        let entries = catalog::read_overlay(&version, text)?;
         let mut names: Vec<(String, String)> = Vec::new();
         for provider in &entries {
             for (model, entry) in &provider.models {
@@ -143,7 +188,6 @@ impl PriceBook {
                 }
             }
         }
-        let is_empty = entries.iter().all(|provider| provider.models.is_empty());
         self.insert(entries);
         let mut reader = Reader::default();
         for (provider, model) in &names {
@@ -159,31 +203,42 @@ impl PriceBook {
             }
         }
         reader.finish(())?;
-        if !is_empty {
-            self.version = versioned(&self.version, text);
-        }
         Ok(self)
     }
 
-    /// This book with a provider's own price list over it, as fetched from its API. `version`
-    /// is the list's content or revision; a hash of it becomes part of the book's version.
-    #[must_use]
-    pub fn with_models(
-        mut self,
-        provider: &str,
-        models: impl IntoIterator<Item = (String, ModelPrices)>,
-        version: &str,
-    ) -> PriceBook {
-        let models = models
-            .into_iter()
-            .map(|(name, prices)| (name, Entry::Prices(Arc::new(prices))));
-        self.insert(vec![ProviderEntries {
-            name: provider.to_owned(),
-            falls_back_to: Vec::new(),
-            models: models.collect(),
-        }]);
-        self.version = versioned(&self.version, version);
-        self
+    /// Lays a version of a list over this book. A model that had other prices keeps them for the
+    /// time before; the first price of a model holds for all time, since nothing better is known,
+    /// and a model that is listed no more keeps its last one. What nobody will ask for, because it
+    /// was superseded before `since`, is let go.
+    ///
+    /// # Errors
+    /// Every key of the version's text that is not accepted; the book is as it was.
+    pub fn lay(&mut self, version: Version<'_>, since: DateTime<Utc>) -> Result<(), OverlayError> {
+        let name: Arc<str> = version.name.into();
+        for listed in catalog::read_list(version.layer, &name, version.catalogue)? {
+            let laid: Vec<(Box<str>, Entry)> = listed
+                .models
+                .into_iter()
+                .filter_map(|(model, entry)| {
+                    let Entry::Prices(new) = entry else {
+                        return None;
+                    };
+                    let known = self.known(&listed.name, &model, SAME_AS_HOPS_MAX);
+                    let laid = match known {
+                        None => new,
+                        Some((old, _)) => {
+                            Arc::new(old.with_later(&new, version.effective_from, since)?)
+                        }
+                    };
+                    Some((model.into_boxed_str(), Entry::Prices(laid)))
+                })
+                .collect();
+            if !laid.is_empty() {
+                let provider = self.providers.entry(listed.name.into()).or_default();
+                Arc::make_mut(provider).models.extend(laid);
+            }
+        }
+        Ok(())
     }
 
     fn insert(&mut self, entries: Vec<ProviderEntries>) {
@@ -202,7 +257,11 @@ impl PriceBook {
                     entry => (name, entry),
                 })
                 .collect();
+            if models.is_empty() && provider.falls_back_to.is_empty() {
+                continue;
+            }
             let listed = self.providers.entry(provider.name.into()).or_default();
+            let listed = Arc::make_mut(listed);
             listed.falls_back_to.extend(provider.falls_back_to);
             let models = models
                 .into_iter()
@@ -211,14 +270,26 @@ impl PriceBook {
         }
     }
 
-    /// What names the prices of this book: the catalogue's date and hash, and a hash of each
-    /// list laid over it.
+    /// The version of the catalogue that is built in: its date and hash.
     pub fn version(&self) -> &str {
         &self.version
     }
 
     /// Prices a usage. Does not allocate when the model is listed under its exact name.
     pub fn price(&self, query: &Query<'_>) -> Priced {
+        self.price_by(query, |prices| prices.at(query.at))
+    }
+
+    /// Prices a usage as with the version of that name, if the book has its price of the model.
+    pub fn price_with(&self, query: &Query<'_>, version: &str) -> Priced {
+        self.price_by(query, |prices| prices.of_version(version, query.at))
+    }
+
+    fn price_by<'a>(
+        &'a self,
+        query: &Query<'_>,
+        choose: impl FnOnce(&'a ModelPrices) -> Option<&'a Price>,
+    ) -> Priced {
         let mut priced = Priced {
             cost: None,
             version: Arc::clone(&self.version),
@@ -229,12 +300,12 @@ impl PriceBook {
             return priced;
         }
         let found = self.find(query.provider, query.model);
-        let price =
-            found.and_then(|(prices, is_stand_in)| Some((prices.at(query.at)?, is_stand_in)));
+        let price = found.and_then(|(prices, is_stand_in)| Some((choose(prices)?, is_stand_in)));
         let Some((price, is_stand_in)) = price else {
             priced.missing = Some(Missing::Model);
             return priced;
         };
+        priced.version = price.version.clone();
         let terms = Terms {
             service_tier: query.service_tier,
             region: query.region,
@@ -254,6 +325,19 @@ impl PriceBook {
     /// The prices of a model, if one is listed for its name or for a name that it stands for.
     pub fn prices(&self, provider: &str, model: &str) -> Option<&ModelPrices> {
         self.find(provider, model).map(|(prices, _)| prices)
+    }
+
+    /// How many models of a provider have a price at a time, by the kind of list that it is from.
+    pub fn count(&self, provider: &str, at: DateTime<Utc>) -> [(Layer, u64); 4] {
+        let mut counts = Layer::ALL.map(|layer| (layer, 0));
+        for model in self.models(provider) {
+            if let Some(price) = model.prices.at(at) {
+                for (layer, count) in &mut counts {
+                    *count += u64::from(*layer == price.layer);
+                }
+            }
+        }
+        counts
     }
 
     /// The providers, by name.
@@ -339,12 +423,12 @@ fn following(old: Option<&ModelPrices>, new: &ModelPrices) -> Arc<ModelPrices> {
     })
 }
 
-/// The version of a book of version `base` with `text` laid over it.
-fn versioned(base: &str, text: &str) -> Arc<str> {
-    let mut version = format!("{base}+");
+/// The first eight hexadecimal digits of a text's hash: what tells two versions of a day apart.
+pub(crate) fn digest(text: &str) -> String {
+    let mut digest = String::new();
     for byte in Sha256::digest(text.as_bytes()).iter().take(4) {
         // Writing to a String cannot fail.
-        write!(version, "{byte:02x}").unwrap_or_default();
+        write!(digest, "{byte:02x}").unwrap_or_default();
     }
-    version.into()
+    digest
 }

@@ -4,6 +4,8 @@
 //! has no rate. What stands in for what, and what is an estimate, is decided here and nowhere
 //! else; docs/prices.md states the same rules for people.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, NaiveTime, Utc};
 use rust_decimal::Decimal;
 
@@ -130,9 +132,41 @@ impl Hours {
     }
 }
 
+/// Which kind of list a price is from; of two that hold at the same time, the later kind's wins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Layer {
+    /// The catalogue that is built in.
+    #[default]
+    Catalog,
+    /// A list that somebody brought in from a file.
+    Import,
+    /// The provider's own list, as its API states it.
+    Api,
+    /// The user's file.
+    Overlay,
+}
+
+impl Layer {
+    /// Every kind, the weakest first.
+    pub const ALL: [Layer; 4] = [Layer::Catalog, Layer::Import, Layer::Api, Layer::Overlay];
+
+    /// The name, as the `source` label of metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Layer::Catalog => "catalog",
+            Layer::Import => "import",
+            Layer::Api => "api",
+            Layer::Overlay => "overlay",
+        }
+    }
+}
+
 /// What a model costs while a condition holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Price {
+    pub(super) layer: Layer,
+    /// The version of the list that it is from.
+    pub(super) version: Arc<str>,
     pub(super) from: Option<DateTime<Utc>>,
     pub(super) hours: Option<Hours>,
     pub(super) standard: RateSet,
@@ -181,6 +215,27 @@ struct Sheet<'a> {
 }
 
 impl Price {
+    /// The kind of list that the price is from.
+    pub fn layer(&self) -> Layer {
+        self.layer
+    }
+
+    /// The version of that list, as rows name it.
+    pub fn version(&self) -> &Arc<str> {
+        &self.version
+    }
+
+    /// Whether both ask the same for the same, wherever they are from and whenever they begin.
+    pub(super) fn costs_the_same(&self, other: &Price) -> bool {
+        let alike = Price {
+            layer: other.layer,
+            version: other.version.clone(),
+            from: other.from,
+            ..self.clone()
+        };
+        alike == *other
+    }
+
     /// When the price begins; `None` if it always held.
     pub fn from(&self) -> Option<DateTime<Utc>> {
         self.from
@@ -208,6 +263,11 @@ impl Price {
     /// The limits, in input tokens, above which other standard rates hold; longest first.
     pub fn context_limits(&self) -> impl Iterator<Item = Decimal> + '_ {
         self.standard.above.iter().map(|(limit, _)| *limit)
+    }
+
+    /// Whether the price depends on what a row does not tell: a size, a quality, a region.
+    pub fn depends_on_more_than_usage(&self) -> bool {
+        !self.variants.is_empty() || !self.regions.is_empty()
     }
 
     /// The rates by size and quality of an image, or resolution of a video.
@@ -410,22 +470,54 @@ pub struct ModelPrices {
 }
 
 impl ModelPrices {
-    /// Prices that always hold, without tiers; for price lists fetched from a vendor.
-    pub fn flat(rates: impl IntoIterator<Item = (Unit, Rate)>) -> ModelPrices {
-        ModelPrices {
-            prices: vec![Price {
-                standard: RateSet {
-                    base: rates.into_iter().collect(),
-                    above: Vec::new(),
-                },
-                ..Price::default()
-            }],
-        }
-    }
-
     /// The price that holds at a time; `None` before the first one began.
     pub fn at(&self, at: DateTime<Utc>) -> Option<&Price> {
         self.prices.iter().rev().find(|price| price.is_active(at))
+    }
+
+    /// The price of a version that holds at a time, if nothing had superseded it.
+    pub(super) fn of_version(&self, version: &str, at: DateTime<Utc>) -> Option<&Price> {
+        let mut prices = self.prices.iter().rev();
+        prices.find(|price| *price.version == *version && price.is_active(at))
+    }
+
+    /// These prices, followed by `new` from a time on; `None` if nothing is different then. Prices
+    /// of a stronger kind of list stay over `new`, and what holds only before `since` is let go.
+    pub(super) fn with_later(
+        &self,
+        new: &ModelPrices,
+        from: DateTime<Utc>,
+        since: DateTime<Utc>,
+    ) -> Option<ModelPrices> {
+        let layer = new.prices.first()?.layer;
+        if let [only] = &*new.prices
+            && !only.is_hourly()
+            && self.prices.iter().all(|old| {
+                old.layer <= layer && !old.is_hourly() && old.from.is_none_or(|begin| begin <= from)
+            })
+            && self.at(from).is_some_and(|old| old.costs_the_same(only))
+        {
+            return None;
+        }
+        let dated = new.prices.iter().map(|price| Price {
+            from: Some(price.from.map_or(from, |begin| begin.max(from))),
+            ..price.clone()
+        });
+        let position = self.prices.partition_point(|old| old.layer <= layer);
+        let mut prices = self.prices.clone();
+        prices.splice(position..position, dated);
+        // Of the same kind of list only the last one that began by then is ever asked for.
+        let superseding = prices.iter().rposition(|price| {
+            let has_begun = price.from.is_some_and(|from| from <= since);
+            price.layer == layer && has_begun && !price.is_hourly()
+        });
+        let mut index = 0;
+        prices.retain(|price| {
+            let is_kept = price.layer != layer || superseding.is_none_or(|last| index >= last);
+            index += 1;
+            is_kept
+        });
+        Some(ModelPrices { prices })
     }
 
     /// Every price: the last one that is active holds.

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
 use crate::metrics::{JobLimit, KeptJob};
-use crate::price::PriceBook;
+use crate::price::{CurrentBook, PriceBook};
 use crate::provider::{End, JobStage, JobView, Report};
 use crate::proxy::costing;
 use crate::record::{Intent, JobEnd, UsageRecord};
@@ -67,7 +67,7 @@ impl Default for Config {
 pub struct Jobs {
     config: Config,
     ledger: Ledger,
-    prices: Arc<PriceBook>,
+    prices: Arc<CurrentBook>,
     instance: Instance,
     open: Mutex<HashMap<Key, Open>>,
     /// Locked before `open` where both are.
@@ -105,7 +105,12 @@ pub struct FollowUp {
 
 impl Jobs {
     /// No jobs yet.
-    pub fn new(config: Config, ledger: Ledger, prices: Arc<PriceBook>, instance: Instance) -> Jobs {
+    pub fn new(
+        config: Config,
+        ledger: Ledger,
+        prices: Arc<CurrentBook>,
+        instance: Instance,
+    ) -> Jobs {
         Jobs {
             config,
             ledger,
@@ -252,7 +257,8 @@ impl Jobs {
             let key = (intent.provider.clone(), accepted.id.clone());
             self.others().remember(key, JobStage::Settled);
         }
-        let record = row(&self.prices, self.instance.clone(), intent, polls, ended);
+        let prices = self.prices.load();
+        let record = row(&prices, self.instance.clone(), intent, polls, ended);
         self.ledger.complete(&record);
     }
 

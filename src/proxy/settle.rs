@@ -18,7 +18,7 @@ use crate::clock::{self, micros};
 use crate::fault::Outcome;
 use crate::ledger::Ledger;
 use crate::metrics::{InFlight, Phase as Half, Rewrite};
-use crate::price::PriceBook;
+use crate::price::CurrentBook;
 use crate::provider::{
     Call, End, JobCall, JobStage, JobView, Meter, Milestone, Provider, Report, RequestFacts,
     ResponseHead,
@@ -34,7 +34,7 @@ use crate::wire::inflate::{Decoding, Inflater};
 /// What every settlement of a process shares.
 pub(super) struct Books {
     pub(super) ledger: Ledger,
-    pub(super) prices: Arc<PriceBook>,
+    pub(super) prices: Arc<CurrentBook>,
     pub(super) instance: Instance,
     pub(super) jobs: Arc<Jobs>,
     /// Whether control calls make rows too.
@@ -453,7 +453,7 @@ impl Open {
                     });
                 }
                 costing::enter(
-                    &self.books.prices,
+                    &self.books.prices.load(),
                     &mut record,
                     report,
                     facts.image_variant.as_deref(),

@@ -26,7 +26,7 @@ use crate::caller::Instance;
 use crate::clock;
 use crate::ledger::Ledger;
 use crate::metrics::{Connection, HandshakeFault, Listener, ProxyError};
-use crate::price::PriceBook;
+use crate::price::CurrentBook;
 use crate::proxy::certificate::ServerTls;
 use crate::proxy::identity::Identity;
 use crate::proxy::job_urls::Place;
@@ -79,7 +79,7 @@ pub struct ProxyParts {
     /// Where finished requests are entered.
     pub ledger: Ledger,
     /// What they cost.
-    pub prices: Arc<PriceBook>,
+    pub prices: Arc<CurrentBook>,
     /// Where this process runs.
     pub instance: Instance,
     /// The jobs that are not settled.
@@ -116,7 +116,7 @@ struct Shared {
     routes: Arc<Routes>,
     places: Arc<[Place]>,
     ledger: Ledger,
-    prices: Arc<PriceBook>,
+    prices: Arc<CurrentBook>,
     instance: Instance,
     jobs: Arc<Jobs>,
     tls: Arc<rustls::ClientConfig>,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::table::{Footer, Grid, UNKNOWN};
 use super::{Format, write_csv, write_json_line};
-use crate::price::{ModelEntry, Price, PriceBook, Rate, is_priced_per_million};
+use crate::price::{ModelEntry, ModelName, Price, PriceBook, Rate, is_priced_per_million};
 use crate::usage::Unit;
 
 /// What `taffrail prices list` is asked.
@@ -105,6 +105,46 @@ pub fn prices(
     }
 }
 
+/// How the price of a model differs between two books at a time, a line for each rate.
+pub fn price_changes(
+    before: &PriceBook,
+    after: &PriceBook,
+    model: &ModelName,
+    at: DateTime<Utc>,
+) -> Vec<String> {
+    let price = |book: &PriceBook| {
+        let prices = book.prices(&model.provider, &model.model)?;
+        prices.at(at).cloned()
+    };
+    let (Some(new), old) = (price(after), price(before)) else {
+        return Vec::new();
+    };
+    if old
+        .as_ref()
+        .is_some_and(|old| old.version() == new.version())
+    {
+        return Vec::new();
+    }
+    let rate = |price: &Price, unit| {
+        let rate = price.rate(unit, None, Decimal::ZERO);
+        rate.map_or(UNKNOWN.to_owned(), |rate| shown(rate, unit))
+    };
+    let lines: Vec<String> = Unit::ALL
+        .iter()
+        .filter_map(|unit| {
+            let old = old
+                .as_ref()
+                .map_or(UNKNOWN.to_owned(), |old| rate(old, *unit));
+            let new = rate(&new, *unit);
+            (old != new).then(|| format!("{unit} {old} -> {new}"))
+        })
+        .collect();
+    match lines.is_empty() {
+        true => vec!["other terms for the same rates".to_owned()],
+        false => lines,
+    }
+}
+
 /// The listed rates of a tier (`None` is the standard one), for requests of any length.
 fn rates<'a>(price: &'a Price, tier: Option<&'a str>) -> impl Iterator<Item = (Unit, Rate)> + 'a {
     Unit::ALL
@@ -144,6 +184,7 @@ fn line(provider: &str, model: &ModelEntry<'_>, price: &Price) -> Value {
         "provider": provider,
         "model": model.name,
         "same_as": model.same_as,
+        "version": &**price.version(),
         "usd": object(None),
         "service_tiers": tiers,
         "variants": variants,

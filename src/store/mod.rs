@@ -13,6 +13,7 @@ mod balances;
 pub mod drain;
 mod jobs;
 mod postgres;
+mod prices;
 mod query;
 mod reconciliations;
 mod row;
@@ -33,6 +34,7 @@ use crate::usage::Unit;
 pub use balances::{AccountSignal, BalanceReading};
 pub use jobs::{JobNews, JobQuery, OverdueJob};
 pub use postgres::Postgres;
+pub use prices::{CostChange, CostQuery, NewPriceVersion, PriceRefresh, PriceVersion};
 pub use query::{Dimension, LogQuery, ParseDimensionError, Totals, UsageQuery, UsageRow};
 pub use reconciliations::{KeySpend, Metered, Reconciliation};
 pub use row::{COLUMNS, Kind, LogRow, Rejection, TEXT_BYTES_MAX, TOKEN_COLUMNS, Value};
@@ -353,6 +355,90 @@ impl Store {
         match self {
             Store::Sqlite(store) => store.drop_jobs(before).await,
             Store::Postgres(store) => store.drop_jobs(before).await,
+        }
+    }
+
+    /// The versions of price lists after the one of that number, oldest first, some of them; none if
+    /// there are no later ones.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn price_versions(&self, after: i64) -> Result<Vec<PriceVersion>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.price_versions(after).await,
+            Store::Postgres(store) => store.price_versions(after).await,
+        }
+    }
+
+    /// Keeps a version of a price list and returns its number; `None` if the source has a later
+    /// version than the one that it changes.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn add_price_version(
+        &self,
+        version: &NewPriceVersion<'_>,
+    ) -> Result<Option<i64>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.add_price_version(version).await,
+            Store::Postgres(store) => store.add_price_version(version).await,
+        }
+    }
+
+    /// Notes that a source of prices was read in full just now, and what of it is held back: the
+    /// changes, and what looks wrong about them.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn note_price_refresh(
+        &self,
+        source: &str,
+        held_back: Option<(&str, &str)>,
+    ) -> Result<(), StoreError> {
+        match self {
+            Store::Sqlite(store) => store.note_price_refresh(source, held_back).await,
+            Store::Postgres(store) => store.note_price_refresh(source, held_back).await,
+        }
+    }
+
+    /// How it stands with the sources of prices, by name.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn price_refreshes(&self) -> Result<Vec<PriceRefresh>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.price_refreshes().await,
+            Store::Postgres(store) => store.price_refreshes().await,
+        }
+    }
+
+    /// Rows whose cost comes from a price list, or is unknown for lack of one: by start, then id,
+    /// after those of the last call.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn costed_rows(
+        &self,
+        query: &CostQuery,
+        after: Option<(DateTime<Utc>, Uuid)>,
+        limit: u32,
+    ) -> Result<Vec<LogRow>, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.costed_rows(query, after, limit).await,
+            Store::Postgres(store) => store.costed_rows(query, after, limit).await,
+        }
+    }
+
+    /// Gives rows another cost, moves their sums along and keeps what was, in one transaction;
+    /// returns how many rows changed. A row that has another cost by now is left alone, and one
+    /// whose cost the provider stated in any case.
+    ///
+    /// # Errors
+    /// As [`Store::apply`]; the same may be asked again.
+    pub async fn recost(&self, changes: &[CostChange]) -> Result<u64, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.recost(changes).await,
+            Store::Postgres(store) => store.recost(changes).await,
         }
     }
 

@@ -6,6 +6,7 @@
 //! no startup parameter that a pooler would not know. Sources: the Postgres manual's appendix A
 //! (error codes), pgbouncer.org/features.html.
 
+mod prices;
 mod reconciliations;
 
 use std::collections::BTreeMap;
@@ -814,8 +815,8 @@ fn decode_usage(row: &PgRow, dimensions: usize) -> Result<Option<UsageRow>, Stor
     Ok(Some(UsageRow { group, totals }))
 }
 
-fn logs_query(query: &LogQuery) -> QueryBuilder<Db> {
-    let mut select = QueryBuilder::new("select ");
+/// The columns of a row as [`decode_log`] reads them.
+fn push_log_columns(select: &mut QueryBuilder<Db>) {
     let mut columns = select.separated(", ");
     for (name, kind) in COLUMNS {
         match (kind, *name) {
@@ -827,6 +828,11 @@ fn logs_query(query: &LogQuery) -> QueryBuilder<Db> {
             (Kind::Boolean, _) => columns.push(name),
         };
     }
+}
+
+fn logs_query(query: &LogQuery) -> QueryBuilder<Db> {
+    let mut select = QueryBuilder::new("select ");
+    push_log_columns(&mut select);
     select.push(" from taffrail.api_usage_logs where true");
     if let Some(before) = query.before {
         select.push(

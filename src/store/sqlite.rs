@@ -5,6 +5,7 @@
 //! 64-bit integers and floats; sums are made here, exactly, and written as absolute values.
 //! Sources: sqlite.org/wal.html, sqlite.org/rescode.html.
 
+mod prices;
 mod reconciliations;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

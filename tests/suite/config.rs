@@ -237,15 +237,6 @@ fn a_full_file_sets_every_value_it_names() {
 }
 
 #[test]
-fn keys_that_nothing_acts_on_yet_are_known() {
-    assert_eq!(Config::default().without_effect(), [""; 0]);
-    let full = load_fixture("good-full").unwrap().config;
-    assert_eq!(full.without_effect(), ["schedule.prices"]);
-    let billing = load_fixture("good-environment").unwrap().config;
-    assert_eq!(billing.without_effect(), [""; 0]);
-}
-
-#[test]
 fn the_environment_wins_over_the_file_key_by_key() {
     let loaded = load_fixture("good-environment").unwrap();
     let config = &loaded.config;

@@ -25,8 +25,9 @@ use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
     AccountState, AccountView, BillView, Config, HandshakeFault, JobLimit, JournalFault,
-    JournalReading, Level, Limit, Listener, Metrics, Phase, ProxyError, Reason, ReviewResult,
-    Rewrite, RunResult, Spend, SpendWindow, Stage, SyncResult, Window, labels, process,
+    JournalReading, Level, Limit, Listener, Metrics, Phase, PriceResult, ProxyError, Reason,
+    ReviewResult, Rewrite, RunResult, Spend, SpendWindow, Stage, SyncResult, Window, labels,
+    process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -219,10 +220,11 @@ fn touched() -> Metrics {
     metrics.store_batch(Duration::from_millis(12));
     metrics.store_retry();
     metrics.spend(vec![spend(Window::Day, "gpt-4o-mini", "1.25")]);
-    metrics.price_models("openai", "embedded", 60);
+    metrics.price_models("openai", "catalog", 60);
     let then = DateTime::from_timestamp(1_700_000_000, 500_000_000).unwrap();
-    metrics.price_refresh("openrouter", "models_api", RunResult::Ok, then);
-    metrics.price_refresh("openrouter", "models_api", RunResult::Error, then);
+    metrics.price_refresh("openrouter", "api", PriceResult::Ok, then);
+    metrics.price_refresh("openrouter", "api", PriceResult::Error, then);
+    metrics.price_held_back("openrouter", "api", 0);
     metrics.account("fal", "prod", &[(Level::Warning, Decimal::TEN)]);
     metrics.balance_sync("fal", "prod", SyncResult::Ok, Duration::from_millis(300));
     let view = AccountView {

@@ -29,11 +29,12 @@ const GROUPS: [(&str, &[&str]); 10] = [
             "check",
             "cli",
             "config",
+            "recost",
             "report",
             "telemetry",
         ],
     ),
-    ("wiring", &["app", "demo", "lib", "main"]),
+    ("wiring", &["app", "demo", "lib", "main", "price_commands"]),
 ];
 
 /// The first group that may wait, read a clock or open a file.

@@ -40,6 +40,7 @@ mod poison;
 mod postgres;
 mod postgres_tls;
 mod predictions;
+mod price_lists;
 mod prices;
 mod providers;
 mod reconcile;

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use rust_decimal::Decimal;
 
 use taffrail::money::{Usd, parse_decimal};
-use taffrail::price::{Missing, ModelPrices, PriceBook, Priced, Query, Rate};
+use taffrail::price::{Layer, Missing, PriceBook, Priced, Query, Version};
 use taffrail::usage::{Unit, Usage};
 
 const CATALOGUE: &str = include_str!("../../src/price/catalog.json");
@@ -864,57 +864,153 @@ fn an_overlay_with_a_date_leaves_the_past_alone() {
 }
 
 #[test]
-fn a_row_names_the_prices_that_it_was_costed_with() {
-    let book = &*BOOK;
+fn a_row_names_the_list_that_its_price_is_from() {
+    let million = usage([(Unit::Input, 1_000_000)]);
+    let version = |text: &str, model: &str| {
+        let book = BOOK.clone().with_overlay(text).unwrap();
+        book.price(&query("openai", model, &million)).version
+    };
     let overlay = "[models.openai.m]\ninput = 1\n";
-    let one = book.clone().with_overlay(overlay).unwrap();
-    let same = book.clone().with_overlay(overlay).unwrap();
-    let other = book
-        .clone()
-        .with_overlay("[models.openai.m]\ninput = 2\n")
-        .unwrap();
-    let empty = book.clone().with_overlay("# nothing\n").unwrap();
-    assert_eq!(one.version(), same.version());
-    assert_ne!(one.version(), other.version());
-    assert_eq!(empty.version(), book.version());
+    let own = version(overlay, "m");
+    assert!(own.starts_with("overlay-") && own.len() == "overlay-12345678".len());
+    assert_eq!(version(overlay, "m"), own);
+    assert_ne!(version("[models.openai.m]\ninput = 2\n", "m"), own);
+    assert_eq!(&*version(overlay, "gpt-4o"), BOOK.version());
+}
+
+/// The catalogue with lists over it: name, kind, moment, changes.
+fn laid(lists: &[(&str, Layer, &str, &str)]) -> PriceBook {
+    let mut book = BOOK.clone();
+    for (name, layer, effective_from, catalogue) in lists {
+        let version = Version {
+            name,
+            layer: *layer,
+            effective_from: at(effective_from),
+            catalogue,
+        };
+        book.lay(version, at("2026-11-01T00:00:00Z")).unwrap();
+    }
+    book
+}
+
+/// What a million input tokens cost at a time, and the version that says so.
+fn million_at(book: &PriceBook, model: &str, time: &str) -> Option<(String, String)> {
+    let million = usage([(Unit::Input, 1_000_000)]);
+    let priced = book.price(&Query {
+        at: at(time),
+        ..query("openrouter", model, &million)
+    });
+    Some((priced.cost?.to_string(), priced.version.to_string()))
+}
+
+const MORNING: &str = "2026-11-24T08:00:00Z";
+const NOON: &str = "2026-11-24T12:00:00Z";
+const EVENING: &str = "2026-11-24T18:00:00Z";
+
+#[test]
+fn a_version_holds_from_its_moment_and_what_was_before_stays() {
+    let book = laid(&[
+        (
+            "v1",
+            Layer::Api,
+            MORNING,
+            r#"{"openrouter":{"a/b":{"input":"1"}}}"#,
+        ),
+        (
+            "v2",
+            Layer::Api,
+            NOON,
+            r#"{"openrouter":{"a/b":{"input":"2"},"openai/gpt-4o-mini":{"input":"7"}}}"#,
+        ),
+        ("v3", Layer::Api, EVENING, r#"{"openrouter":{"a/b":null}}"#),
+    ]);
+    let found = |cost: &str, version: &str| Some((cost.to_owned(), version.to_owned()));
+    // Nothing is known from before the first price of a model.
     assert_eq!(
-        one.version().strip_prefix(book.version()).unwrap().len(),
-        "+12345678".len()
+        million_at(&book, "a/b", "2026-11-20T00:00:00Z"),
+        found("1", "v1")
     );
-    let usage = usage([(Unit::Input, 1)]);
     assert_eq!(
-        &*one.price(&query("openai", "m", &usage)).version,
-        one.version()
+        million_at(&book, "a/b", "2026-11-24T11:59:59Z"),
+        found("1", "v1")
     );
+    assert_eq!(million_at(&book, "a/b", NOON), found("2", "v2"));
+    // What is listed no more keeps its last price.
+    assert_eq!(
+        million_at(&book, "a/b", "2026-11-25T00:00:00Z"),
+        found("2", "v2")
+    );
+    let of_catalogue = found("0.15", BOOK.version());
+    assert_eq!(
+        million_at(&book, "openai/gpt-4o-mini", MORNING),
+        of_catalogue
+    );
+    assert_eq!(
+        million_at(&book, "openai/gpt-4o-mini", NOON),
+        found("7", "v2")
+    );
+    // The version of a row is found again, although another has superseded it.
+    let million = usage([(Unit::Input, 1_000_000)]);
+    let later = Query {
+        at: at(EVENING),
+        ..query("openrouter", "a/b", &million)
+    };
+    assert_eq!(book.price_with(&later, "v1").cost.unwrap().to_string(), "1");
+    assert_eq!(book.price_with(&later, "v9").cost, None);
 }
 
 #[test]
-fn a_fetched_price_list_goes_over_the_catalogue_and_under_the_overlay() {
-    let rate = |text| Rate::published(Unit::Input, text).unwrap();
-    let fetched = |name: &str, text| {
-        (
-            name.to_owned(),
-            ModelPrices::flat([(Unit::Input, rate(text))]),
-        )
+fn of_lists_that_hold_at_once_the_stronger_kind_wins() {
+    let import = |price: &str| {
+        format!(r#"{{"openrouter":{{"a/b":{{"input":"{price}"}},"a/c":{{"input":"{price}"}}}}}}"#)
     };
-    let book = BOOK
-        .clone()
-        .with_models(
-            "openrouter",
-            [fetched("a/b", "7"), fetched("a/c", "7")],
-            "2026-11-25",
-        )
-        .with_overlay("[models.openrouter.\"a/c\"]\ninput = 9\n")
+    let (early, late) = (import("1"), import("2"));
+    let api = r#"{"openrouter":{"a/b":{"input":"5"}}}"#;
+    let book = laid(&[
+        ("i1", Layer::Import, MORNING, &early),
+        ("p1", Layer::Api, NOON, api),
+        ("i2", Layer::Import, EVENING, &late),
+    ]);
+    let version = |model: &str, time: &str| million_at(&book, model, time).unwrap().1;
+    assert_eq!(version("a/b", MORNING), "i1");
+    assert_eq!(version("a/b", NOON), "p1");
+    assert_eq!(version("a/b", EVENING), "p1");
+    assert_eq!(version("a/c", EVENING), "i2");
+    let book = book
+        .with_overlay("[models.openrouter.\"a/b\"]\ninput = 9\n")
         .unwrap();
-    let million = usage([(Unit::Input, 1_000_000)]);
-    let cost = |model| {
-        book.price(&query("openrouter", model, &million))
-            .cost
-            .unwrap()
-    };
-    assert_eq!(cost("a/b").to_string(), "7");
-    assert_eq!(cost("a/c").to_string(), "9");
-    assert_eq!(book.version().matches('+').count(), 2);
+    assert_eq!(million_at(&book, "a/b", MORNING).unwrap().0, "9");
+}
+
+#[test]
+fn a_list_that_says_what_is_known_changes_nothing() {
+    let same = r#"{"openrouter":{"openai/gpt-4o-mini":{"input":"0.15","cache_read":"0.075","output":"0.6"}}}"#;
+    let book = laid(&[("v1", Layer::Api, MORNING, same)]);
+    let version = million_at(&book, "openai/gpt-4o-mini", EVENING).unwrap().1;
+    assert_eq!(version, BOOK.version());
+}
+
+#[test]
+fn what_was_superseded_long_ago_is_let_go() {
+    let mut book = BOOK.clone();
+    for day in 1..=20 {
+        let catalogue = format!(r#"{{"openrouter":{{"a/b":{{"input":"{day}"}}}}}}"#);
+        let effective_from = at(&format!("2026-11-{day:02}T00:00:00Z"));
+        let version = Version {
+            name: &format!("v{day}"),
+            layer: Layer::Api,
+            effective_from,
+            catalogue: &catalogue,
+        };
+        book.lay(version, effective_from - chrono::TimeDelta::days(3))
+            .unwrap();
+    }
+    let prices = book.prices("openrouter", "a/b").unwrap();
+    assert_eq!(prices.all().count(), 4);
+    assert_eq!(
+        million_at(&book, "a/b", "2026-11-17T12:00:00Z").unwrap().1,
+        "v17"
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use taffrail::journal::{self, Journal};
 use taffrail::ledger::Ledger;
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{self, Metrics};
-use taffrail::price::PriceBook;
+use taffrail::price::{CurrentBook, PriceBook};
 use taffrail::provider::Provider;
 use taffrail::proxy::jobs::{self, Jobs};
 use taffrail::proxy::{
@@ -127,7 +127,7 @@ impl Sidecar {
             &names,
         ));
         let ledger = Ledger::new(metrics.clone(), journal.clone());
-        let prices = Arc::new(PriceBook::embedded());
+        let prices = Arc::new(CurrentBook::new(PriceBook::embedded()));
         let jobs = Arc::new(Jobs::new(
             jobs::Config::default(),
             ledger.clone(),
