@@ -93,6 +93,31 @@ $$;
 
 COMMENT ON FUNCTION taffrail.account_signals(lasting interval) IS 'What traffic shows of accounts: refusals for want of money, of locked accounts and of too many requests.';
 
+CREATE FUNCTION taffrail.add_price_version(name text, list text, effective timestamp with time zone, changes text, since bigint) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+declare
+    following bigint;
+begin
+    -- In the order of their commits: a reader that knows a number has seen all before it.
+    perform pg_advisory_xact_lock(hashtext('taffrail.price_versions'));
+    if since <> (select coalesce(max(number), 0) from taffrail.price_versions where source = list) then
+        return null;
+    end if;
+    select coalesce(max(number), 0) + 1 into following from taffrail.price_versions;
+    insert into taffrail.price_versions (version, number, source, effective_from, created_at, catalogue)
+    values (
+        -- A price that goes back and forth on one day.
+        case when exists (select from taffrail.price_versions where version = name) then name || '-' || following else name end,
+        following, list, effective, now(), changes::json
+    );
+    return following;
+end
+$$;
+
+COMMENT ON FUNCTION taffrail.add_price_version(name text, list text, effective timestamp with time zone, changes text, since bigint) IS 'Adds a version of a source''s price list, unless somebody else did so first; returns its number.';
+
 CREATE FUNCTION taffrail.add_units(a jsonb, b jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -382,6 +407,21 @@ $$;
 
 COMMENT ON FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) IS 'What requests to a provider cost within a window, by fingerprint of the key.';
 
+CREATE FUNCTION taffrail.note_price_refresh(list text, changes text, reason text) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    insert into taffrail.price_refreshes (source, checked_at, held_back, held_back_reason)
+    values (list, now(), changes::json, reason)
+    on conflict (source) do update set
+        checked_at = excluded.checked_at,
+        held_back = excluded.held_back,
+        held_back_reason = excluded.held_back_reason
+    returning true
+$$;
+
+COMMENT ON FUNCTION taffrail.note_price_refresh(list text, changes text, reason text) IS 'Notes that a source of prices was read in full, and what of it is held back.';
+
 CREATE FUNCTION taffrail.outcome_class(outcome text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -414,6 +454,21 @@ CREATE FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_ma
 $$;
 
 COMMENT ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) IS 'The halves of jobs that have no row and wait in vain for the other half or an end.';
+
+CREATE FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    select coalesce(json_agg(json_build_object(
+        'number', number, 'version', version, 'source', source,
+        'effective_from', effective_from, 'catalogue', catalogue::text
+    ) order by number), '[]')::text
+    from (
+        select * from taffrail.price_versions where number > known order by number limit rows_max
+    ) as later
+$$;
+
+COMMENT ON FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) IS 'The versions of price lists after a number, as JSON.';
 
 CREATE FUNCTION taffrail.record_balance(reading text) RETURNS boolean
     LANGUAGE sql SECURITY DEFINER
@@ -596,6 +651,86 @@ $$;
 
 COMMENT ON FUNCTION taffrail.record_usage(batch text) IS 'Inserts the rows of a JSON array whose id is new, adds exactly those to the sums, and returns how many they were.';
 
+CREATE FUNCTION taffrail.recost_usage(batch text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+declare
+    days date[];
+    buckets taffrail.api_usage_aggregates[];
+    changed bigint;
+begin
+    select array_agg(distinct day order by day) into days
+    from json_to_recordset(batch::json) as told (day date);
+    -- As record_usage(): a rebuild of the sums of a day and what changes them take turns.
+    perform pg_advisory_xact_lock_shared(hashtext('taffrail.aggregates'), wanted - date '2000-01-01')
+    from unnest(days) as wanted;
+    with before as materialized (
+        select
+            logs.id, logs.day, told.cost_usd, told.cost_source, told.price_version,
+            logs.cost_usd as old_cost_usd, logs.cost_source as old_cost_source,
+            logs.price_version as old_price_version, logs.unpriced_reason as old_unpriced_reason,
+            logs.started_at, logs.namespace, logs.provider, logs.model_served, logs.model_requested,
+            logs.operation, logs.outcome, logs.attribution, logs.instance
+        from json_to_recordset(batch::json) as told (
+            id uuid, day date, old_cost_usd numeric, cost_usd numeric, cost_source text, price_version text
+        )
+        join taffrail.api_usage_logs as logs on logs.id = told.id and logs.day = told.day
+        where logs.cost_source is distinct from 'provider'
+            and logs.cost_usd is not distinct from told.old_cost_usd
+            and told.cost_usd is distinct from logs.cost_usd
+        order by logs.day, logs.id
+        for update of logs
+    ),
+    updated as (
+        update taffrail.api_usage_logs as logs set
+            cost_usd = before.cost_usd,
+            cost_source = before.cost_source,
+            price_version = before.price_version,
+            unpriced_reason = null,
+            recosted_at = now()
+        from before
+        where logs.id = before.id and logs.day = before.day
+        returning logs.id
+    ),
+    noted as (
+        insert into taffrail.api_cost_changes (
+            id, day, changed_at, old_cost_usd, old_cost_source, old_price_version,
+            old_unpriced_reason, new_cost_usd, new_cost_source, new_price_version
+        )
+        select
+            id, day, now(), old_cost_usd, old_cost_source, old_price_version,
+            old_unpriced_reason, cost_usd, cost_source, price_version
+        from before
+        where id in (select id from updated)
+        returning id
+    ),
+    sums as (
+        select
+            span.granularity, date_trunc(span.granularity, started_at, 'UTC'),
+            coalesce(namespace, ''), provider,
+            coalesce(model_served, model_requested, ''), operation,
+            taffrail.outcome_class(outcome), attribution, mod(abs(hashtext(instance)::bigint), 16)::smallint,
+            0::bigint, -count(old_unpriced_reason),
+            sum(cost_usd - coalesce(old_cost_usd, 0)), null::numeric, null::numeric, null::numeric,
+            null::numeric, null::numeric, null::numeric, null::numeric, null::numeric, null::numeric,
+            null::numeric, null::numeric, null::numeric, null::jsonb
+        from before
+        cross join (values ('hour'), ('day')) as span (granularity)
+        where id in (select id from noted)
+        group by 1, 2, 3, 4, 5, 6, 7, 8, 9
+    )
+    select
+        (select count(*) from noted),
+        (select array_agg(sums::taffrail.api_usage_aggregates) from sums)
+    into changed, buckets;
+    perform taffrail.upsert_usage_aggregate(variadic buckets);
+    return changed;
+end
+$$;
+
+COMMENT ON FUNCTION taffrail.recost_usage(batch text) IS 'Gives rows of a JSON array another cost, moves the sums along and keeps what was; returns how many rows changed.';
+
 CREATE FUNCTION taffrail.schema_version() RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
@@ -634,7 +769,8 @@ begin
         grant execute on function
             taffrail.schema_version(),
             taffrail.record_usage(text),
-            taffrail.exchange_jobs(text)
+            taffrail.exchange_jobs(text),
+            taffrail.price_versions_after(bigint, integer)
         to taffrail_ingest;
     end if;
     if to_regrole('taffrail_balance') is not null then
@@ -652,19 +788,27 @@ begin
             taffrail.account_signals(interval),
             taffrail.metered_spend(text, timestamptz, timestamptz),
             taffrail.record_reconciliations(text),
+            taffrail.price_versions_after(bigint, integer),
+            taffrail.add_price_version(text, text, timestamptz, text, bigint),
+            taffrail.note_price_refresh(text, text, text),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
             taffrail.add_units(jsonb, jsonb)
         to taffrail_balance;
-        grant select, insert on taffrail.price_versions to taffrail_balance;
-        grant select on taffrail.api_provider_balances, taffrail.api_reconciliations to taffrail_balance;
+        grant select on
+            taffrail.api_provider_balances,
+            taffrail.api_reconciliations,
+            taffrail.price_versions,
+            taffrail.price_refreshes
+        to taffrail_balance;
         grant select on taffrail.api_usage_aggregates, taffrail.api_usage_buckets to taffrail_balance;
     end if;
     if to_regrole('taffrail_reader') is not null then
         grant usage on schema taffrail to taffrail_reader;
         grant execute on function
             taffrail.schema_version(),
+            taffrail.price_versions_after(bigint, integer),
             taffrail.is_scoped(),
             taffrail.may_read(text, jsonb),
             taffrail.sum_units(jsonb),
@@ -675,8 +819,10 @@ begin
             taffrail.api_usage_aggregates,
             taffrail.api_usage_buckets,
             taffrail.api_provider_balances,
+            taffrail.api_cost_changes,
             taffrail.api_reconciliations,
-            taffrail.price_versions
+            taffrail.price_versions,
+            taffrail.price_refreshes
         to taffrail_reader;
     end if;
 end
@@ -838,6 +984,43 @@ CREATE AGGREGATE taffrail.sum_units(jsonb) (
 );
 
 COMMENT ON AGGREGATE taffrail.sum_units(jsonb) IS 'The sum of sets of quantities by unit; null where none is known.';
+
+CREATE TABLE taffrail.api_cost_changes (
+    id uuid NOT NULL,
+    day date NOT NULL,
+    changed_at timestamp with time zone NOT NULL,
+    old_cost_usd numeric,
+    old_cost_source text,
+    old_price_version text,
+    old_unpriced_reason text,
+    new_cost_usd numeric NOT NULL,
+    new_cost_source text NOT NULL,
+    new_price_version text NOT NULL
+);
+
+ALTER TABLE ONLY taffrail.api_cost_changes FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.api_cost_changes IS 'The old and the new cost of each row whose cost was computed anew.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.id IS 'The row in api_usage_logs.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.day IS 'Its day.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.changed_at IS 'When its cost changed.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.old_cost_usd IS 'The cost before; null was unknown.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.old_cost_source IS 'Its source before.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.old_price_version IS 'The version that it was priced with before.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.old_unpriced_reason IS 'Why the cost was unknown before.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.new_cost_usd IS 'The cost since.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.new_cost_source IS 'Its source since.';
+
+COMMENT ON COLUMN taffrail.api_cost_changes.new_price_version IS 'The version that it is priced with since.';
 
 CREATE TABLE taffrail.api_jobs (
     provider text NOT NULL,
@@ -1191,8 +1374,28 @@ COMMENT ON COLUMN taffrail.leases.holder IS 'The process that does it.';
 
 COMMENT ON COLUMN taffrail.leases.expires_at IS 'When another one may take it.';
 
+CREATE TABLE taffrail.price_refreshes (
+    source text NOT NULL,
+    checked_at timestamp with time zone NOT NULL,
+    held_back json,
+    held_back_reason text
+);
+
+ALTER TABLE ONLY taffrail.price_refreshes FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.price_refreshes IS 'When each source of prices was last read in full, and what of it waits for a person''s word.';
+
+COMMENT ON COLUMN taffrail.price_refreshes.source IS 'As in price_versions.';
+
+COMMENT ON COLUMN taffrail.price_refreshes.checked_at IS 'When its list was last read in full, changed or not.';
+
+COMMENT ON COLUMN taffrail.price_refreshes.held_back IS 'Changes that look wrong, as in price_versions.catalogue; null is none.';
+
+COMMENT ON COLUMN taffrail.price_refreshes.held_back_reason IS 'What looks wrong about them.';
+
 CREATE TABLE taffrail.price_versions (
     version text NOT NULL,
+    number bigint NOT NULL,
     source text NOT NULL,
     effective_from timestamp with time zone NOT NULL,
     created_at timestamp with time zone NOT NULL,
@@ -1205,13 +1408,15 @@ COMMENT ON TABLE taffrail.price_versions IS 'Every version of the price book tha
 
 COMMENT ON COLUMN taffrail.price_versions.version IS 'As in api_usage_logs.price_version.';
 
-COMMENT ON COLUMN taffrail.price_versions.source IS 'embedded, a provider''s name, or import.';
+COMMENT ON COLUMN taffrail.price_versions.number IS 'Counts the versions of all sources.';
 
-COMMENT ON COLUMN taffrail.price_versions.effective_from IS 'From when its prices hold.';
+COMMENT ON COLUMN taffrail.price_versions.source IS 'Whose list it is: a provider''s name for its own API, litellm or genai-prices for an import.';
+
+COMMENT ON COLUMN taffrail.price_versions.effective_from IS 'From when its prices hold for models that had others before.';
 
 COMMENT ON COLUMN taffrail.price_versions.created_at IS 'When it was made.';
 
-COMMENT ON COLUMN taffrail.price_versions.catalogue IS 'The prices.';
+COMMENT ON COLUMN taffrail.price_versions.catalogue IS 'The prices that it changes, by model by provider; null is a model that is listed no more.';
 
 CREATE TABLE taffrail.reader_scopes (
     reader name NOT NULL,
@@ -1239,6 +1444,9 @@ COMMENT ON COLUMN taffrail.retention.kept_from IS 'The first day that was not dr
 
 COMMENT ON COLUMN taffrail.retention.changed_at IS 'When a day was last dropped.';
 
+ALTER TABLE ONLY taffrail.api_cost_changes
+    ADD CONSTRAINT api_cost_changes_pkey PRIMARY KEY (id, changed_at);
+
 ALTER TABLE ONLY taffrail.api_jobs
     ADD CONSTRAINT api_jobs_pkey PRIMARY KEY (provider, job_id);
 
@@ -1256,6 +1464,12 @@ ALTER TABLE ONLY taffrail.api_usage_logs
 
 ALTER TABLE ONLY taffrail.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY taffrail.price_refreshes
+    ADD CONSTRAINT price_refreshes_pkey PRIMARY KEY (source);
+
+ALTER TABLE ONLY taffrail.price_versions
+    ADD CONSTRAINT price_versions_number_key UNIQUE (number);
 
 ALTER TABLE ONLY taffrail.price_versions
     ADD CONSTRAINT price_versions_pkey PRIMARY KEY (version);
@@ -1279,6 +1493,8 @@ CREATE INDEX api_usage_logs_started_at ON ONLY taffrail.api_usage_logs USING btr
 
 CREATE UNIQUE INDEX retention_is_one_row ON taffrail.retention USING btree ((true));
 
+ALTER TABLE taffrail.api_cost_changes ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE taffrail.api_jobs ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE taffrail.api_provider_balances ENABLE ROW LEVEL SECURITY;
@@ -1288,6 +1504,8 @@ ALTER TABLE taffrail.api_reconciliations ENABLE ROW LEVEL SECURITY;
 ALTER TABLE taffrail.api_usage_aggregates ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE taffrail.api_usage_logs ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY owner ON taffrail.api_cost_changes TO postgres USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON taffrail.api_jobs TO postgres USING (true) WITH CHECK (true);
 
@@ -1299,9 +1517,15 @@ CREATE POLICY owner ON taffrail.api_usage_aggregates TO postgres USING (true) WI
 
 CREATE POLICY owner ON taffrail.api_usage_logs TO postgres USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON taffrail.price_refreshes TO postgres USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON taffrail.price_versions TO postgres USING (true) WITH CHECK (true);
 
+ALTER TABLE taffrail.price_refreshes ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE taffrail.price_versions ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY reader ON taffrail.api_cost_changes FOR SELECT USING ((NOT ( SELECT taffrail.is_scoped() AS is_scoped)));
 
 CREATE POLICY reader ON taffrail.api_provider_balances FOR SELECT USING ((NOT ( SELECT taffrail.is_scoped() AS is_scoped)));
 
@@ -1311,9 +1535,9 @@ CREATE POLICY reader ON taffrail.api_usage_aggregates FOR SELECT USING (((NOT ( 
 
 CREATE POLICY reader ON taffrail.api_usage_logs FOR SELECT USING (((NOT ( SELECT taffrail.is_scoped() AS is_scoped)) OR taffrail.may_read(namespace, attribution)));
 
-CREATE POLICY reader ON taffrail.price_versions FOR SELECT USING (true);
+CREATE POLICY reader ON taffrail.price_refreshes FOR SELECT USING (true);
 
-CREATE POLICY writer ON taffrail.price_versions FOR INSERT WITH CHECK (true);
+CREATE POLICY reader ON taffrail.price_versions FOR SELECT USING (true);
 
 GRANT USAGE ON SCHEMA taffrail TO taffrail_ingest;
 GRANT USAGE ON SCHEMA taffrail TO taffrail_balance;
@@ -1321,6 +1545,9 @@ GRANT USAGE ON SCHEMA taffrail TO taffrail_reader;
 
 REVOKE ALL ON FUNCTION taffrail.account_signals(lasting interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.account_signals(lasting interval) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.add_price_version(name text, list text, effective timestamp with time zone, changes text, since bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.add_price_version(name text, list text, effective timestamp with time zone, changes text, since bigint) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.add_units(a jsonb, b jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.add_units(a jsonb, b jsonb) TO taffrail_balance;
@@ -1358,10 +1585,18 @@ GRANT ALL ON FUNCTION taffrail.may_read(row_namespace text, row_attribution json
 REVOKE ALL ON FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.metered_spend(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone) TO taffrail_balance;
 
+REVOKE ALL ON FUNCTION taffrail.note_price_refresh(list text, changes text, reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.note_price_refresh(list text, changes text, reason text) TO taffrail_balance;
+
 REVOKE ALL ON FUNCTION taffrail.outcome_class(outcome text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) TO taffrail_ingest;
+GRANT ALL ON FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) TO taffrail_balance;
+GRANT ALL ON FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) TO taffrail_reader;
 
 REVOKE ALL ON FUNCTION taffrail.record_balance(reading text) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.record_balance(reading text) TO taffrail_balance;
@@ -1372,6 +1607,8 @@ GRANT ALL ON FUNCTION taffrail.record_reconciliations(rows text) TO taffrail_bal
 REVOKE ALL ON FUNCTION taffrail.record_usage(batch text) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.record_usage(batch text) TO taffrail_ingest;
 GRANT ALL ON FUNCTION taffrail.record_usage(batch text) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.recost_usage(batch text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION taffrail.schema_version() FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.schema_version() TO taffrail_ingest;
@@ -1392,6 +1629,8 @@ REVOKE ALL ON FUNCTION taffrail.sum_units(jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.sum_units(jsonb) TO taffrail_balance;
 GRANT ALL ON FUNCTION taffrail.sum_units(jsonb) TO taffrail_reader;
 
+GRANT SELECT ON TABLE taffrail.api_cost_changes TO taffrail_reader;
+
 GRANT SELECT ON TABLE taffrail.api_provider_balances TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.api_provider_balances TO taffrail_reader;
 
@@ -1403,5 +1642,8 @@ GRANT SELECT ON TABLE taffrail.api_usage_buckets TO taffrail_reader;
 
 GRANT SELECT ON TABLE taffrail.api_usage_logs TO taffrail_reader;
 
-GRANT SELECT,INSERT ON TABLE taffrail.price_versions TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.price_refreshes TO taffrail_balance;
+GRANT SELECT ON TABLE taffrail.price_refreshes TO taffrail_reader;
+
+GRANT SELECT ON TABLE taffrail.price_versions TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.price_versions TO taffrail_reader;

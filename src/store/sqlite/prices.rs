@@ -19,6 +19,9 @@ use super::super::{DecimalSum, StoreError, parse_sum};
 use super::{Db, Group, Sqlite, add_to_bucket, add_to_sums, classify, decode_log, push_columns};
 
 /// A version as it is read: number, name, source, moment, changes.
+/// A row of `price_refreshes`.
+type RefreshRow = (String, DateTime<Utc>, Option<String>, Option<String>);
+
 type VersionRow = (i64, String, String, DateTime<Utc>, String);
 
 /// What the sums need of a row: its group, and its cost before.
@@ -112,7 +115,7 @@ impl Sqlite {
     }
 
     pub(in super::super) async fn price_refreshes(&self) -> Result<Vec<PriceRefresh>, StoreError> {
-        let rows: Vec<(String, DateTime<Utc>, Option<String>, Option<String>)> = sqlx::query_as(
+        let rows: Vec<RefreshRow> = sqlx::query_as(
             "select source, checked_at, held_back, held_back_reason from price_refreshes \
              order by source",
         )
