@@ -404,7 +404,7 @@ async fn prices_change_under_load(store: Option<&str>) {
     openrouter.set_price("300");
     eventually("the price is held back", async || {
         let scrape = server.scrape().await;
-        scrape.total("taffrail_price_held_back_concerns") == 1.0
+        scrape.total("taffrail_price_held_back_concerns") > 0.0
     })
     .await;
     let diff = home.run(&["prices", "diff"]).await;
@@ -629,24 +629,25 @@ proptest! {
             let mut costs: Vec<Option<Decimal>> =
                 records.iter().map(|row| row.cost_usd.map(Usd::dollars)).collect();
             for (number, mantissa, scale, is_stale) in changes {
-                let row = &records[number as usize];
+                let number = usize::try_from(number).unwrap();
+                let row = &records[number];
                 let cost = Decimal::new(mantissa, scale);
                 let change = CostChange {
                     id: row.id,
                     day: row.day(),
                     old_cost_usd: match is_stale {
                         true => Some(Decimal::NEGATIVE_ONE),
-                        false => costs[number as usize],
+                        false => costs[number],
                     },
                     cost_usd: cost,
                     cost_source: CostSource::Catalog,
                     price_version: "v".to_owned(),
                 };
                 let changed = store.recost(&[change.clone(), change]).await.unwrap();
-                let is_other = costs[number as usize] != Some(cost);
+                let is_other = costs[number] != Some(cost);
                 assert_eq!(changed, u64::from(!is_stale && is_other));
                 if !is_stale {
-                    costs[number as usize] = Some(cost);
+                    costs[number] = Some(cost);
                 }
             }
             let rows = store.logs(&taffrail::store::LogQuery {

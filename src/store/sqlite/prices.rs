@@ -19,10 +19,10 @@ use super::super::{DecimalSum, StoreError, parse_sum};
 use super::{Db, Group, Sqlite, add_to_bucket, add_to_sums, classify, decode_log, push_columns};
 
 /// A version as it is read: number, name, source, moment, changes.
-/// A row of `price_refreshes`.
-type RefreshRow = (String, DateTime<Utc>, Option<String>, Option<String>);
-
 type VersionRow = (i64, String, String, DateTime<Utc>, String);
+
+/// A refresh as it is read: source, moment, what is held back and why.
+type RefreshRow = (String, DateTime<Utc>, Option<String>, Option<String>);
 
 /// What the sums need of a row: its group, and its cost before.
 type Before = (
