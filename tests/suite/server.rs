@@ -162,18 +162,15 @@ async fn a_journal_of_another_process_stops_the_start_and_that_one_goes_on() {
 }
 
 #[tokio::test]
-async fn an_exporter_has_no_journal_and_what_has_no_effect_is_told() {
+async fn an_exporter_has_no_journal() {
     let mut home = Home::without_provider();
     home.set("ROLE", "exporter");
-    home.set("SCHEDULE__PRICES", "0 0 5 * * *");
     let process = home.spawn();
     eventually("it serves", async || {
         process.log().contains("\"message\":\"serving\"")
     })
     .await;
-    let log = process.kill().await;
-    assert!(log.contains("has no effect in this version"), "{log}");
-    assert!(log.contains("\"key\":\"schedule.prices\""), "{log}");
+    process.kill().await;
     assert!(!home.journal().exists(), "there is a journal");
 }
 

@@ -708,11 +708,13 @@ async fn a_store_is_made_from_nothing_by_many_at_once() {
     assert_eq!(
         tables,
         [
+            "api_cost_changes",
             "api_jobs",
             "api_provider_balances",
             "api_reconciliations",
             "api_usage_aggregates",
             "api_usage_logs",
+            "price_refreshes",
             "price_versions",
             "retention",
         ]
