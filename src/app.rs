@@ -52,6 +52,7 @@ const OVERDUE_JOBS_CRON: &str = "30 * * * * *";
 
 /// When it is looked whether a balance is due, and what others have read: every minute.
 const BALANCE_WATCH_CRON: &str = "20 * * * * *";
+
 /// When what was spent is read anew: four times a minute, as often as it is scraped.
 const SPEND_CRON: &str = "5/15 * * * * *";
 
@@ -59,7 +60,7 @@ const SPEND_CRON: &str = "5/15 * * * * *";
 pub struct App {
     traffic: Option<Traffic>,
     schedule: Option<Schedule>,
-    looking_for_prices: AbortOnDropHandle<()>,
+    looking_for_prices: Option<AbortOnDropHandle<()>>,
     injector: Option<Injector>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
@@ -151,8 +152,11 @@ impl App {
                 Some(injector.context("cannot start the injector")?)
             }
         };
-        let attending = shelf.attend(store.clone(), config.prices.poll_interval);
-        let looking_for_prices = AbortOnDropHandle::new(tokio::spawn(attending));
+        // An injector prices nothing and needs no store.
+        let looking_for_prices = injector.is_none().then(|| {
+            let attending = shelf.attend(store.clone(), config.prices.poll_interval);
+            AbortOnDropHandle::new(tokio::spawn(attending))
+        });
         let serving_admin = CancellationToken::new();
         let state = admin::State {
             metrics: metrics.clone(),
@@ -578,9 +582,8 @@ fn sync_action(balances: Arc<Balances>) -> admin::Action {
 /// The accounts that a query means.
 fn filter(query: &str) -> Filter {
     let value = |name: &str| {
-        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        let (_, value) = pairs.find(|(own, _)| *own == name)?;
-        Some(value.to_owned())
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.find_map(|(own, value)| (own == name).then(|| value.into_owned()))
     };
     Filter {
         provider: value("provider"),

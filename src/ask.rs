@@ -5,6 +5,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::fault::scrub;
+use crate::secret::{REDACTED, Secret};
+
+/// The longest text of a fault that is kept, in characters.
+pub const DETAIL_CHARS_MAX: usize = 300;
 
 /// One call of a billing or price API. It holds no secret: the sender puts the key where
 /// [`KeyPlace`] says.
@@ -175,6 +179,23 @@ impl Fault {
             class,
             detail: detail.into(),
         }
+    }
+
+    /// Scrubbed, without the key that was asked with, should a vendor quote it in an odd form.
+    pub fn without(mut self, key: Option<&Secret>) -> Fault {
+        self.detail = scrub(&self.detail);
+        if let Some(key) = key.map(Secret::expose).filter(|key| !key.is_empty()) {
+            self.detail = self.detail.replace(key, REDACTED);
+        }
+        self
+    }
+
+    /// With what helps: a key of the kind that is `wanted`, if this is about the key.
+    pub fn helped(mut self, wanted: &str) -> Fault {
+        if self.class == FaultClass::Auth {
+            self.detail = format!("{}; wanted is {wanted}", self.detail);
+        }
+        self
     }
 
     /// An answer that is not what it should be.

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use chrono::DateTime;
-use croner::parser::{CronParser, Seconds, Year};
 use http::header::{self, HeaderName};
 use rust_decimal::Decimal;
 
@@ -15,6 +14,7 @@ use super::load::read_secret_file;
 use super::{Account, Config, KeyPath, Role};
 use crate::balance;
 use crate::bill;
+use crate::exporter::schedule::cron_parser;
 use crate::injector::Sidecar;
 use crate::metrics::labels::{
     ATTRIBUTION_LABELS_MAX, LABEL_BYTES_MAX, LabelError, check_attribution_label,
@@ -431,12 +431,7 @@ impl Rules {
             ("reconcile", &config.schedule.reconcile),
             ("housekeeping", &config.schedule.housekeeping),
         ];
-        // As the scheduler reads them: where both days are given, both must match.
-        let parser = CronParser::builder()
-            .seconds(Seconds::Required)
-            .year(Year::Disallowed)
-            .dom_and_dow(true)
-            .build();
+        let parser = cron_parser();
         for (name, expression) in expressions {
             let fields = expression.split_whitespace().count();
             if fields != 6 {

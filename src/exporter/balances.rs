@@ -16,21 +16,19 @@ use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use croner::Cron;
-use croner::parser::{CronParser, Seconds, Year};
 use rust_decimal::Decimal;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::account::Account;
 use super::fetch::Fetcher;
+use super::schedule::cron_parser;
 use super::standing::Known;
-use crate::ask::{Fault, FaultClass};
+use crate::ask::{DETAIL_CHARS_MAX, Fault, FaultClass};
 use crate::balance::{self, Balance, BalanceApi, BalanceKind, Next, Subject};
 use crate::clock;
-use crate::fault::scrub;
 use crate::metrics::{AccountView, Level, Metrics, SyncResult};
 use crate::proxy::{Providers, fingerprint};
-use crate::secret::Secret;
 use crate::store::{
     AccountSignal, BalanceReading, DecimalSum, Dimension, Store, StoreError, UsageQuery, UsageRow,
 };
@@ -49,9 +47,6 @@ const BURN_WINDOW: TimeDelta = TimeDelta::hours(24);
 
 /// How far back refusals are looked for.
 const SIGNALS_WINDOW: Duration = Duration::from_hours(24);
-
-/// The longest `detail` of a reading, in characters.
-const DETAIL_CHARS_MAX: usize = 300;
 
 /// What reading balances needs.
 pub struct Parts {
@@ -179,11 +174,6 @@ pub fn is_failure(reading: &BalanceReading) -> bool {
 impl Balances {
     /// Shows nothing and asks nobody yet.
     pub fn new(parts: Parts) -> Balances {
-        let parser = CronParser::builder()
-            .seconds(Seconds::Required)
-            .year(Year::Disallowed)
-            .dom_and_dow(true)
-            .build();
         let watched: Vec<Arc<Watched>> = parts
             .accounts
             .iter()
@@ -210,7 +200,7 @@ impl Balances {
                 .account(&account.provider, &account.name, &thresholds);
         }
         Balances {
-            cron: parser.parse(&parts.cron).ok(),
+            cron: cron_parser().parse(&parts.cron).ok(),
             parts,
             watched,
             state: Mutex::default(),
@@ -663,9 +653,11 @@ impl Watched {
                     };
                 }
                 Err(fault) => {
-                    let detail = helped(&without(&fault.detail, key.as_ref()), fault.class, api);
-                    let failed = Read::failed(Fault::new(fault.class, detail));
-                    return Read { raw, ..failed };
+                    let fault = fault.without(key.as_ref()).helped(api.key());
+                    return Read {
+                        raw,
+                        ..Read::failed(fault)
+                    };
                 }
             }
         }
@@ -702,23 +694,6 @@ impl Watched {
                 .then(|| format!("{unpriced} requests of unknown cost are not taken off")),
             ..Read::of(vec![ledger])
         })
-    }
-}
-
-/// A detail without the key, should a vendor quote it in an odd form.
-fn without(detail: &str, key: Option<&Secret>) -> String {
-    let detail = scrub(detail);
-    match key.map(Secret::expose) {
-        Some(key) if !key.is_empty() => detail.replace(key, crate::secret::REDACTED),
-        _ => detail,
-    }
-}
-
-/// A detail with what helps against it.
-fn helped(detail: &str, class: FaultClass, api: &dyn BalanceApi) -> String {
-    match class {
-        FaultClass::Auth => format!("{detail}; wanted is {}", api.key()),
-        _ => detail.to_owned(),
     }
 }
 

@@ -351,7 +351,7 @@ impl Refresher {
                 Err(fault) => {
                     let is_about_the_question = [400, 404, 422].contains(&answer.status.as_u16());
                     if !is_about_the_question || !reader.is_refused() {
-                        return Err(fault);
+                        return Err(fault.without(key.as_ref()));
                     }
                 }
             }

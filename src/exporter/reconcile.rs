@@ -19,15 +19,13 @@ use tokio::task::JoinSet;
 
 use super::account::Account;
 use super::fetch::Fetcher;
-use crate::ask::{Fault, FaultClass};
+use crate::ask::{DETAIL_CHARS_MAX, Fault, FaultClass};
 use crate::balance::BalanceKind;
 use crate::bill::drop::{self, Payment, Snapshot};
 use crate::bill::{self, BillApi, Period, midnight, next_day};
 use crate::clock;
-use crate::fault::scrub;
-use crate::metrics::{BillView, Metrics, SpendWindow, SyncResult};
+use crate::metrics::{BillView, BillWindow, Metrics, SyncResult};
 use crate::proxy::{Providers, fingerprint};
-use crate::secret::{REDACTED, Secret};
 use crate::store::{KeySpend, Metered, Reconciliation, Store, StoreError};
 
 /// The lease of whoever reconciles.
@@ -46,9 +44,6 @@ const ACCOUNTS_AT_A_TIME: usize = 8;
 /// two minutes in all.
 const TRIES_MAX: u32 = 8;
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-
-/// The longest `detail` of a row, in characters.
-const DETAIL_CHARS_MAX: usize = 300;
 
 /// How far back gauges look: the longest window, ended as long ago as a bill may be late.
 const SHOWN_DAYS: u64 = 60;
@@ -278,7 +273,7 @@ fn view(days: &BTreeMap<NaiveDate, &Reconciliation>) -> BillView {
         until: Some(midnight(next_day(last))),
         ..BillView::default()
     };
-    for window in SpendWindow::ALL {
+    for window in BillWindow::ALL {
         let first = last - Days::new(window.days().saturating_sub(1));
         let rows: Vec<_> = days.range(first..=last).map(|(_, row)| *row).collect();
         if u64::try_from(rows.len()).is_ok_and(|count| count == window.days()) {
@@ -393,7 +388,7 @@ async fn from_api(
             Ok(answer) => api.read(period, &ask, &answer),
             Err(fault) => Err(fault),
         };
-        let page = page.map_err(|fault| helped(&fault, api, &key))?;
+        let page = page.map_err(|fault| fault.without(Some(&key)).helped(api.key()))?;
         for (day, usd) in page.days {
             let sum = days.entry(day).or_default();
             *sum = sum.saturating_add(usd);
@@ -416,18 +411,6 @@ async fn from_api(
         }
     }
     Err(Fault::malformed("the bill has no end"))
-}
-
-/// A fault without the key, should a vendor quote it, and with what helps.
-fn helped(fault: &Fault, api: &dyn BillApi, key: &Secret) -> Fault {
-    let detail = scrub(&fault.detail).replace(key.expose(), REDACTED);
-    Fault::new(
-        fault.class,
-        match fault.class {
-            FaultClass::Auth => format!("{detail}; wanted is {}", api.key()),
-            _ => detail,
-        },
-    )
 }
 
 /// What a prepaid balance fell by, day by day.

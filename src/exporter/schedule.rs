@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use croner::parser::{CronParser, Seconds, Year};
 use tokio::sync::Mutex;
 use tokio_cron_scheduler::job::JobCreator;
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
@@ -24,6 +25,16 @@ use crate::metrics::{Metrics, RunResult};
 
 /// The run at the start begins within this time.
 const START_JITTER_MAX: Duration = Duration::from_secs(1);
+
+/// What reads cron expressions as the scheduler does: six fields, and where both days are given, both
+/// must match.
+pub fn cron_parser() -> CronParser {
+    CronParser::builder()
+        .seconds(Seconds::Required)
+        .year(Year::Disallowed)
+        .dom_and_dow(true)
+        .build()
+}
 
 /// When periodic work runs. Where an expression names days of the month and days of the week, a day
 /// must be both.

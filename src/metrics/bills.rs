@@ -5,7 +5,7 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
 use super::families::{GaugeF64, LabelledFamily};
-use super::{Metrics, SpendWindow, SyncResult, set, timestamp_seconds};
+use super::{BillWindow, Metrics, SyncResult, set, timestamp_seconds};
 
 /// What is shown of an account's bills. What is `None` or not listed is unknown, and has no series.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -13,7 +13,7 @@ pub struct BillView {
     /// The end of the last day whose bill is known.
     pub until: Option<DateTime<Utc>>,
     /// What was billed in each window, and what of it was not metered.
-    pub windows: Vec<(SpendWindow, Option<Decimal>, Option<Decimal>)>,
+    pub windows: Vec<(BillWindow, Option<Decimal>, Option<Decimal>)>,
 }
 
 impl Metrics {
@@ -34,7 +34,7 @@ impl Metrics {
     /// Shows an account's bills as they are known now.
     pub fn bill_view(&self, provider: &str, account: &str, view: &BillView) {
         let families = &self.families;
-        for window in SpendWindow::ALL {
+        for window in BillWindow::ALL {
             let labels = [provider, account, window.as_str()];
             let own = view.windows.iter().find(|(own, _, _)| own == window);
             let (spend, unmetered) = own.map_or((None, None), |(_, spend, rest)| (*spend, *rest));

@@ -49,9 +49,9 @@ use self::series::{Budget, Handles, Key, Series, SeriesMap};
 pub use self::spend::Spend;
 use self::values::ExactCounter;
 pub use self::vocabulary::{
-    AccountState, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener, Phase,
-    PriceResult, ProxyError, Reason, ReviewResult, Rewrite, RunResult, SpendWindow, Stage,
-    SyncResult, Window,
+    AccountState, BillWindow, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener,
+    Phase, PriceResult, ProxyError, Reason, ReviewResult, Rewrite, RunResult, Stage, SyncResult,
+    Window,
 };
 use crate::fault::Outcome;
 use crate::provider::RateLimit;

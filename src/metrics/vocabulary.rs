@@ -238,7 +238,7 @@ impl SyncResult {
 
 label_values! {
     /// How many of the last closed UTC days.
-    SpendWindow {
+    BillWindow {
         /// One.
         Day = "1d",
         /// Seven.
@@ -248,13 +248,13 @@ label_values! {
     }
 }
 
-impl SpendWindow {
+impl BillWindow {
     /// How many days.
     pub const fn days(self) -> u64 {
         match self {
-            SpendWindow::Day => 1,
-            SpendWindow::Week => 7,
-            SpendWindow::Month => 30,
+            BillWindow::Day => 1,
+            BillWindow::Week => 7,
+            BillWindow::Month => 30,
         }
     }
 }

@@ -24,10 +24,9 @@ use taffrail::fault::{Outcome, OutcomeClass};
 use taffrail::metrics::catalogue::{self, Descriptor, Group, Kind};
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
-    AccountState, AccountView, BillView, Config, HandshakeFault, JobLimit, JournalFault,
-    JournalReading, Level, Limit, Listener, Metrics, Phase, PriceResult, ProxyError, Reason,
-    ReviewResult, Rewrite, RunResult, Spend, SpendWindow, Stage, SyncResult, Window, labels,
-    process,
+    AccountState, AccountView, BillView, BillWindow, Config, HandshakeFault, JobLimit,
+    JournalFault, JournalReading, Level, Limit, Listener, Metrics, Phase, PriceResult, ProxyError,
+    Reason, ReviewResult, Rewrite, RunResult, Spend, Stage, SyncResult, Window, labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -241,7 +240,7 @@ fn touched() -> Metrics {
     let bills = BillView {
         until: Some(then),
         windows: vec![(
-            SpendWindow::Day,
+            BillWindow::Day,
             Some(Decimal::new(125, 1)),
             Some(Decimal::new(25, 1)),
         )],
@@ -1257,7 +1256,7 @@ fn label_values(label: &str) -> String {
         "window" => format!(
             "of spend {}; of bills {}: so many of the last closed UTC days",
             words(Window::ALL.iter().map(|window| window.as_str())),
-            words(SpendWindow::ALL.iter().map(|window| window.as_str()))
+            words(BillWindow::ALL.iter().map(|window| window.as_str()))
         ),
         "state" => words(AccountState::ALL.iter().map(|state| state.as_str())),
         "level" => words(Level::ALL.iter().map(|level| level.as_str())),
