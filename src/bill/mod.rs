@@ -3,7 +3,7 @@
 //! A file for each vendor, which knows its host, its path, its pages, the unit and the day, with its
 //! source. The exporter sends what is asked and shows the API what came back, page by page. **Adding
 //! a vendor** is one file, one fixture folder and two lines here. Where no vendor tells what was
-//! spent, [`drop`] tells it from what was left at two moments.
+//! spent, [`mod@drop`] tells it from what was left at two moments.
 
 mod anthropic;
 pub mod drop;
