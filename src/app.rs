@@ -498,6 +498,7 @@ pub fn read_balances(
         timeout: config.schedule.timeout,
         holder: holder(),
         pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+        rows_kept: config.retention.logs,
     }))
 }
 
