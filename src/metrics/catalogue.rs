@@ -386,6 +386,15 @@ pub const SPEND: Descriptor = family(
 )
 .attributed();
 
+/// What caching changed.
+pub const CACHE_EFFECT: Descriptor = family(
+    Counter,
+    Usage,
+    "taffrail_cache_effect_usd_total",
+    &["provider", "model", "effect"],
+    "US dollars by which requests with cached tokens were cheaper or dearer than without, by list prices",
+);
+
 /// Requests without a known cost.
 pub const UNPRICED_REQUESTS: Descriptor = family(
     Counter,
@@ -832,6 +841,7 @@ pub const ALL: &[&Descriptor] = &[
     &UNITS,
     &COST,
     &SPEND,
+    &CACHE_EFFECT,
     &UNPRICED_REQUESTS,
     &METERED_RESPONSES,
     &RECORDS,

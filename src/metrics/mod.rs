@@ -54,6 +54,7 @@ pub use self::vocabulary::{
     Window,
 };
 use crate::fault::Outcome;
+use crate::money::Usd;
 use crate::provider::RateLimit;
 use crate::record::{Fidelity, UsageRecord};
 use crate::usage::Unit;
@@ -439,6 +440,14 @@ impl Metrics {
                 });
                 add(units, quantity);
             }
+        }
+        if let Some(effect) = record.cache_effect_usd.map(Usd::dollars) {
+            let is_dearer = effect.is_sign_negative();
+            let effects = series.cache_effect.get(usize::from(is_dearer), || {
+                let name = if is_dearer { "extra" } else { "saved" };
+                budget.create(&families.cache_effect, series, name)
+            });
+            add(effects, effect.abs());
         }
         if let Some((cost, source)) = record.cost_usd.zip(record.cost_source) {
             let spent = series.cost.get(source as usize, || {
