@@ -108,10 +108,11 @@ impl App {
         let store = Store::lazy(&config.store)?;
         let tls_listener = match tls_listener {
             None => None,
-            Some(listener) => Some(TlsListener {
-                listener,
-                tls: server_tls(&config.proxy)?,
-            }),
+            Some(listener) => {
+                let tls = Arc::new(server_tls(&config.proxy)?);
+                show_expiry(&tls, &metrics);
+                Some(TlsListener { listener, tls })
+            }
         };
         let traffic = match proxy_listener {
             None => None,
@@ -604,6 +605,14 @@ fn server_tls(config: &proxy::Config) -> anyhow::Result<ServerTls> {
         "a local authority vouches for proxy.tls_listen; `taffrail ca` prints its certificate"
     );
     ServerTls::from_authority(authority, clock::wall()).context("proxy.tls_listen")
+}
+
+/// Shows in each scrape when the certificate that is served then expires.
+fn show_expiry(tls: &Arc<ServerTls>, metrics: &Metrics) {
+    let tls = tls.clone();
+    metrics.on_scrape(Box::new(move |metrics| {
+        metrics.tls_certificate_expiry(tls.validity(clock::wall()).until);
+    }));
 }
 
 /// The local certificate authority, which is made if it is missing.

@@ -470,6 +470,9 @@ pub struct JobHalf {
     pub instance: Instance,
     /// The intent that it keeps open for the job.
     pub intent: Intent,
+    /// Of a submit: when its process gives the job up, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_at: Option<DateTime<Utc>>,
 }
 
 impl JobHalf {

@@ -326,6 +326,15 @@ pub const TLS_HANDSHAKE_FAILURES: Descriptor = family(
 )
 .diagnostic();
 
+/// Expiry of the certificate for https.
+pub const TLS_CERTIFICATE_EXPIRY: Descriptor = family(
+    Gauge,
+    Traffic,
+    "taffrail_tls_certificate_expiry_timestamp_seconds",
+    &[],
+    "When the certificate that `proxy.tls_listen` serves expires; absent without that listener",
+);
+
 /// Retries of upstream exchanges.
 pub const UPSTREAM_RETRIES: Descriptor = family(
     Counter,
@@ -835,6 +844,7 @@ pub const ALL: &[&Descriptor] = &[
     &CONNECTIONS,
     &CONNECTIONS_REFUSED,
     &TLS_HANDSHAKE_FAILURES,
+    &TLS_CERTIFICATE_EXPIRY,
     &UPSTREAM_RETRIES,
     &PROXY_ERRORS,
     &TOKENS,

@@ -761,6 +761,12 @@ impl Metrics {
         checks.with(&[result.as_str()]).inc();
     }
 
+    /// Takes the time at which the certificate of `proxy.tls_listen` expires.
+    pub fn tls_certificate_expiry(&self, expiry: DateTime<Utc>) {
+        let families = &self.families.tls_certificate_expiry;
+        set(families, &[], timestamp_seconds(expiry));
+    }
+
     /// Takes the time at which the injector's certificate expires.
     pub fn injector_certificate_expiry(&self, expiry: DateTime<Utc>) {
         let families = &self.families.injector_certificate_expiry;

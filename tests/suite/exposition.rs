@@ -257,6 +257,7 @@ fn touched() -> Metrics {
     metrics.injector_review(ReviewResult::Injected, 1);
     metrics.injector_certificate_check(RunResult::Ok);
     metrics.injector_certificate_expiry(then);
+    metrics.tls_certificate_expiry(then);
     metrics.meter_panic();
     metrics
 }
