@@ -18,6 +18,7 @@ pub mod exposition;
 mod families;
 pub mod labels;
 pub mod process;
+mod receipts;
 mod records;
 mod series;
 mod spend;
@@ -50,8 +51,8 @@ pub use self::spend::Spend;
 use self::values::ExactCounter;
 pub use self::vocabulary::{
     AccountState, BillWindow, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener,
-    Phase, PriceResult, ProxyError, Reason, ReviewResult, Rewrite, RunResult, Stage, SyncResult,
-    Window,
+    Phase, PriceResult, ProxyError, Reason, ReceiptResult, ReviewResult, Rewrite, RunResult, Stage,
+    SyncResult, Window,
 };
 use crate::fault::Outcome;
 use crate::money::Usd;

@@ -26,7 +26,8 @@ use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
     AccountState, AccountView, BillView, BillWindow, Config, HandshakeFault, JobLimit,
     JournalFault, JournalReading, Level, Limit, Listener, Metrics, Phase, PriceResult, ProxyError,
-    Reason, ReviewResult, Rewrite, RunResult, Spend, Stage, SyncResult, Window, labels, process,
+    Reason, ReceiptResult, ReviewResult, Rewrite, RunResult, Spend, Stage, SyncResult, Window,
+    labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -242,6 +243,9 @@ fn touched() -> Metrics {
     metrics.account_view("fal", "prod", &AccountView::default(), &view);
     metrics.bills("fal", "prod");
     metrics.bill_read("fal", "prod", SyncResult::Ok);
+    metrics.receipts("fal", "prod");
+    metrics.receipt("fal", "prod", ReceiptResult::Settled, 2);
+    metrics.receipt_call("fal", "prod", SyncResult::Ok);
     let bills = BillView {
         until: Some(then),
         windows: vec![(
