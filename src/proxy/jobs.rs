@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use http::HeaderMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ use crate::metrics::{JobLimit, KeptJob};
 use crate::price::{CurrentBook, PriceBook};
 use crate::provider::{End, JobStage, JobView, Report};
 use crate::proxy::costing;
-use crate::record::{Intent, JobEnd, UsageRecord};
+use crate::record::{Intent, JobEnd, Operation, UsageRecord};
 
 use exchange::Others;
 pub use exchange::{attend, row_of_halves};
@@ -46,11 +46,20 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub join_grace: Duration,
-    /// The age at which a job whose end was never seen is recorded as `unresolved`. Batches may
-    /// take a day: where there are any, leave time for their results.
+    /// The age at which a job whose end was never seen is recorded as `unresolved`: predictions,
+    /// queued runs, videos, background responses.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub deadline: Duration,
+    /// As `deadline`, for batches, whose own window is a day (`completion_window` of OpenAI's, the
+    /// expiry of Anthropic's): Azure's may go on after it, and whoever reads results may take time.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub batch_deadline: Duration,
+    /// As `deadline`, for trainings.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub training_deadline: Duration,
 }
 
 impl Default for Config {
@@ -59,7 +68,26 @@ impl Default for Config {
             followup_after: Duration::from_mins(10),
             join_grace: Duration::from_hours(1),
             deadline: Duration::from_hours(24),
+            batch_deadline: Duration::from_hours(72),
+            training_deadline: Duration::from_hours(72),
         }
+    }
+}
+
+impl Config {
+    /// The age at which a job of that kind is given up.
+    pub fn deadline_of(&self, operation: Operation) -> Duration {
+        match operation {
+            Operation::Batch => self.batch_deadline,
+            Operation::Training => self.training_deadline,
+            _ => self.deadline,
+        }
+    }
+
+    /// When a job is given up, of which that is the intent of its submit; `None` is never.
+    fn deadline_at(&self, submit: &Intent) -> Option<DateTime<Utc>> {
+        let age = TimeDelta::from_std(self.deadline_of(submit.operation)).ok()?;
+        submit.started_at.checked_add_signed(age)
     }
 }
 
@@ -226,7 +254,10 @@ impl Jobs {
             .extract_if(|_, job| {
                 let has_ended = |end: &JobEnd| is_older(end.at, self.config.join_grace);
                 job.ended.as_ref().is_some_and(has_ended)
-                    || is_older(job.intent.started_at, self.config.deadline)
+                    || is_older(
+                        job.intent.started_at,
+                        self.config.deadline_of(job.intent.operation),
+                    )
             })
             .map(|(_, job)| job)
             .collect();
