@@ -7,15 +7,23 @@ use crate::fault::Outcome;
 use crate::money::Usd;
 use crate::price::{Missing, PriceBook, Query};
 use crate::provider::{End, Report};
-use crate::record::{CostSource, Fidelity, Operation, UnpricedReason, UsageRecord};
+use crate::qualifier::Qualifiers;
+use crate::record::{CostSource, Fidelity, UnpricedReason, UsageRecord};
 use crate::usage::Usage;
 
-/// Enters what a meter reported, and prices it. `image_variant` is what the request asked for.
+/// What a request asked for that its price can depend on.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) image_variant: Option<&'a str>,
+    pub(super) qualifiers: &'a Qualifiers,
+}
+
+/// Enters what a meter reported, and prices it.
 pub(super) fn enter(
     prices: &PriceBook,
     record: &mut UsageRecord,
     report: Report,
-    image_variant: Option<&str>,
+    asked: Asked<'_>,
 ) {
     record.outcome = report.outcome;
     record.fidelity = report.fidelity;
@@ -31,7 +39,7 @@ pub(super) fn enter(
             record.unpriced_reason = Some(UnpricedReason::UsageMissing);
         }
         (None, _) if record.usage.is_empty() => {}
-        (None, fidelity) => match price(prices, record, &report, image_variant) {
+        (None, fidelity) => match price(prices, record, &report, asked) {
             Ok(priced) => {
                 let is_inferred =
                     report.estimated || priced.is_estimated || fidelity != Fidelity::Complete;
@@ -75,7 +83,7 @@ fn price(
     prices: &PriceBook,
     record: &UsageRecord,
     report: &Report,
-    image_variant: Option<&str>,
+    asked: Asked<'_>,
 ) -> Result<Total, UnpricedReason> {
     let served = report
         .model_served
@@ -99,8 +107,10 @@ fn price(
             usage: &part.usage,
             service_tier: report.service_tier.as_deref(),
             region: report.region.as_deref(),
-            image_variant: image_variant.or(report.image_variant.as_deref()),
-            is_sum: record.operation == Operation::Batch,
+            image_variant: asked.image_variant.or(report.image_variant.as_deref()),
+            // What is billed is what the provider states.
+            qualifiers: [&report.qualifiers, asked.qualifiers],
+            operation: record.operation,
             at: record.started_at,
         });
         let missing = priced
