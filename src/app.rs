@@ -109,10 +109,11 @@ impl App {
         let store = Store::lazy(&config.store)?;
         let tls_listener = match tls_listener {
             None => None,
-            Some(listener) => Some(TlsListener {
-                listener,
-                tls: server_tls(&config.proxy)?,
-            }),
+            Some(listener) => {
+                let tls = Arc::new(server_tls(&config.proxy)?);
+                show_expiry(&tls, &metrics);
+                Some(TlsListener { listener, tls })
+            }
         };
         let traffic = match proxy_listener {
             None => None,
@@ -637,6 +638,14 @@ fn server_tls(config: &proxy::Config) -> anyhow::Result<ServerTls> {
     ServerTls::from_authority(authority, clock::wall()).context("proxy.tls_listen")
 }
 
+/// Shows in each scrape when the certificate that is served then expires.
+fn show_expiry(tls: &Arc<ServerTls>, metrics: &Metrics) {
+    let tls = tls.clone();
+    metrics.on_scrape(Box::new(move |metrics| {
+        metrics.tls_certificate_expiry(tls.validity(clock::wall()).until);
+    }));
+}
+
 /// The local certificate authority, which is made if it is missing.
 ///
 /// # Errors
@@ -763,7 +772,7 @@ fn read_overlay(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Where this process runs, as the downward API and the host tell it.
-fn instance() -> Instance {
+pub fn instance() -> Instance {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let pod = variable("POD_NAME");
     Instance {

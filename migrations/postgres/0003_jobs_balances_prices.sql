@@ -6,6 +6,7 @@ create table taffrail.api_jobs (
     job_id                 text        not null,
     id                     uuid        not null,
     submitted_at           timestamptz,
+    deadline_at            timestamptz,
     ended_at               timestamptz,
     is_settled             boolean     not null default false,
     submit_half            json,
@@ -21,6 +22,7 @@ comment on column taffrail.api_jobs.provider is 'The provider''s name.';
 comment on column taffrail.api_jobs.job_id is 'The provider''s id of the job.';
 comment on column taffrail.api_jobs.id is 'The id of the job''s row in api_usage_logs.';
 comment on column taffrail.api_jobs.submitted_at is 'When it was submitted.';
+comment on column taffrail.api_jobs.deadline_at is 'When the process that submitted it gives it up.';
 comment on column taffrail.api_jobs.ended_at is 'When it was first seen to have ended.';
 comment on column taffrail.api_jobs.is_settled is 'Whether the half of its end is all that will be told of it.';
 comment on column taffrail.api_jobs.submit_half is 'What the process that submitted it knows.';

@@ -195,7 +195,7 @@ comment on function taffrail.record_usage(text) is
 -- Takes in what a process knows of jobs, and answers what is known of those that it asks for.
 -- Takes a JSON array of objects, one for each provider and job_id, with either half as text, or
 -- none to ask only:
---   {"provider", "job_id", "id", "submitted_at", "submit_half"}
+--   {"provider", "job_id", "id", "submitted_at", "deadline_at", "submit_half"}
 --   {"provider", "job_id", "id", "ended_at", "is_settled", "end_half"}
 --   {"provider", "job_id"}
 -- Returns a JSON array: {"provider", "job_id", "is_recorded", "end_half"} for each job that was not
@@ -206,14 +206,15 @@ set search_path = pg_catalog, taffrail, pg_temp
 as $$
 begin
     insert into taffrail.api_jobs as known (
-        provider, job_id, id, submitted_at, ended_at, is_settled, submit_half, end_half, updated_at
+        provider, job_id, id, submitted_at, deadline_at, ended_at, is_settled, submit_half, end_half,
+        updated_at
     )
     select distinct on (provider, job_id)
-        provider, job_id, id, submitted_at, ended_at, coalesce(is_settled, false),
+        provider, job_id, id, submitted_at, deadline_at, ended_at, coalesce(is_settled, false),
         submit_half::json, end_half::json, now()
     from json_to_recordset(batch::json) as told (
-        provider text, job_id text, id uuid, submitted_at timestamptz, ended_at timestamptz,
-        is_settled boolean, submit_half text, end_half text
+        provider text, job_id text, id uuid, submitted_at timestamptz, deadline_at timestamptz,
+        ended_at timestamptz, is_settled boolean, submit_half text, end_half text
     )
     where submit_half is not null or end_half is not null
     -- Always in the order of the key, as record_usage() takes it.
@@ -221,6 +222,7 @@ begin
     on conflict (provider, job_id) do update set
         id = case when excluded.submit_half is null then known.id else excluded.id end,
         submitted_at = coalesce(excluded.submitted_at, known.submitted_at),
+        deadline_at = coalesce(excluded.deadline_at, known.deadline_at),
         submit_half = coalesce(excluded.submit_half, known.submit_half),
         ended_at = coalesce(known.ended_at, excluded.ended_at),
         is_settled = known.is_settled or excluded.is_settled,
@@ -247,9 +249,10 @@ $$;
 comment on function taffrail.exchange_jobs(text) is
     'Takes in the halves of jobs that a process knows, and returns what others know of the jobs that it names.';
 
--- The jobs without a row whose last half has waited for the other one, or for an end, for too long,
--- oldest first: a JSON array of {"submit_half", "end_half"}, as text or null.
-create function taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) returns text
+-- The jobs without a row whose last half has waited for the other one for too long, or whose
+-- deadline is that long over, oldest first: a JSON array of {"submit_half", "end_half"}, as text or
+-- null.
+create function taffrail.overdue_jobs(grace interval, rows_max integer) returns text
 language sql stable security definer
 set search_path = pg_catalog, taffrail, pg_temp
 as $$
@@ -261,12 +264,12 @@ as $$
         from taffrail.api_jobs
         where recorded_at is null
             and updated_at <= now() - grace
-            and (end_half is not null or submitted_at <= now() - deadline)
+            and (end_half is not null or deadline_at <= now() - grace)
         order by updated_at
         limit rows_max
     ) as overdue
 $$;
-comment on function taffrail.overdue_jobs(interval, interval, integer) is
+comment on function taffrail.overdue_jobs(interval, integer) is
     'The halves of jobs that have no row and wait in vain for the other half or an end.';
 
 -- Forgets jobs that got their row before a day, at most that many at a time; returns how many.

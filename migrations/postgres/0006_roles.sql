@@ -43,7 +43,7 @@ begin
             taffrail.drop_oldest_partition(date),
             taffrail.drop_aggregates(date, integer),
             taffrail.record_usage(text),
-            taffrail.overdue_jobs(interval, interval, integer),
+            taffrail.overdue_jobs(interval, integer),
             taffrail.drop_jobs(date, integer),
             taffrail.record_balance(text),
             taffrail.drop_balances(date, integer),

@@ -325,14 +325,15 @@ CREATE FUNCTION taffrail.exchange_jobs(batch text) RETURNS text
     AS $$
 begin
     insert into taffrail.api_jobs as known (
-        provider, job_id, id, submitted_at, ended_at, is_settled, submit_half, end_half, updated_at
+        provider, job_id, id, submitted_at, deadline_at, ended_at, is_settled, submit_half, end_half,
+        updated_at
     )
     select distinct on (provider, job_id)
-        provider, job_id, id, submitted_at, ended_at, coalesce(is_settled, false),
+        provider, job_id, id, submitted_at, deadline_at, ended_at, coalesce(is_settled, false),
         submit_half::json, end_half::json, now()
     from json_to_recordset(batch::json) as told (
-        provider text, job_id text, id uuid, submitted_at timestamptz, ended_at timestamptz,
-        is_settled boolean, submit_half text, end_half text
+        provider text, job_id text, id uuid, submitted_at timestamptz, deadline_at timestamptz,
+        ended_at timestamptz, is_settled boolean, submit_half text, end_half text
     )
     where submit_half is not null or end_half is not null
     -- Always in the order of the key, as record_usage() takes it.
@@ -340,6 +341,7 @@ begin
     on conflict (provider, job_id) do update set
         id = case when excluded.submit_half is null then known.id else excluded.id end,
         submitted_at = coalesce(excluded.submitted_at, known.submitted_at),
+        deadline_at = coalesce(excluded.deadline_at, known.deadline_at),
         submit_half = coalesce(excluded.submit_half, known.submit_half),
         ended_at = coalesce(known.ended_at, excluded.ended_at),
         is_settled = known.is_settled or excluded.is_settled,
@@ -475,7 +477,7 @@ $$;
 
 COMMENT ON FUNCTION taffrail.outcome_class(outcome text) IS 'The class of an outcome: ok, error or cancelled.';
 
-CREATE FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) RETURNS text
+CREATE FUNCTION taffrail.overdue_jobs(grace interval, rows_max integer) RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
     AS $$
@@ -487,13 +489,13 @@ CREATE FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_ma
         from taffrail.api_jobs
         where recorded_at is null
             and updated_at <= now() - grace
-            and (end_half is not null or submitted_at <= now() - deadline)
+            and (end_half is not null or deadline_at <= now() - grace)
         order by updated_at
         limit rows_max
     ) as overdue
 $$;
 
-COMMENT ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) IS 'The halves of jobs that have no row and wait in vain for the other half or an end.';
+COMMENT ON FUNCTION taffrail.overdue_jobs(grace interval, rows_max integer) IS 'The halves of jobs that have no row and wait in vain for the other half or an end.';
 
 CREATE FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -825,7 +827,7 @@ begin
             taffrail.drop_oldest_partition(date),
             taffrail.drop_aggregates(date, integer),
             taffrail.record_usage(text),
-            taffrail.overdue_jobs(interval, interval, integer),
+            taffrail.overdue_jobs(interval, integer),
             taffrail.drop_jobs(date, integer),
             taffrail.record_balance(text),
             taffrail.drop_balances(date, integer),
@@ -1118,6 +1120,7 @@ CREATE TABLE taffrail.api_jobs (
     job_id text NOT NULL,
     id uuid NOT NULL,
     submitted_at timestamp with time zone,
+    deadline_at timestamp with time zone,
     ended_at timestamp with time zone,
     is_settled boolean DEFAULT false NOT NULL,
     submit_half json,
@@ -1137,6 +1140,8 @@ COMMENT ON COLUMN taffrail.api_jobs.job_id IS 'The provider''s id of the job.';
 COMMENT ON COLUMN taffrail.api_jobs.id IS 'The id of the job''s row in api_usage_logs.';
 
 COMMENT ON COLUMN taffrail.api_jobs.submitted_at IS 'When it was submitted.';
+
+COMMENT ON COLUMN taffrail.api_jobs.deadline_at IS 'When the process that submitted it gives it up.';
 
 COMMENT ON COLUMN taffrail.api_jobs.ended_at IS 'When it was first seen to have ended.';
 
@@ -1717,8 +1722,8 @@ GRANT ALL ON FUNCTION taffrail.note_receipt_tries(rows text, forget_before times
 
 REVOKE ALL ON FUNCTION taffrail.outcome_class(outcome text) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) TO taffrail_balance;
+REVOKE ALL ON FUNCTION taffrail.overdue_jobs(grace interval, rows_max integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.overdue_jobs(grace interval, rows_max integer) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) TO taffrail_ingest;

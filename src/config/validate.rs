@@ -516,20 +516,21 @@ impl Rules {
         let jobs = &config.jobs;
         let key = |name: &str| KeyPath::new(["jobs", name]);
         self.not_zero(key("followup_after"), jobs.followup_after);
-        self.not_zero(key("deadline"), jobs.deadline);
-        if jobs.followup_after >= jobs.deadline && !jobs.deadline.is_zero() {
-            self.add(
-                key("followup_after"),
-                "not before deadline, so no job would be followed up",
-                "less than deadline",
-            );
-        }
-        if jobs.join_grace >= jobs.deadline && !jobs.deadline.is_zero() {
-            self.add(
-                key("join_grace"),
-                "not before deadline, so no half would be waited for",
-                "less than deadline",
-            );
+        for (name, deadline) in [
+            ("deadline", jobs.deadline),
+            ("batch_deadline", jobs.batch_deadline),
+            ("training_deadline", jobs.training_deadline),
+        ] {
+            self.not_zero(key(name), deadline);
+            let accepted = format!("less than {name}");
+            if jobs.followup_after >= deadline && !deadline.is_zero() {
+                let problem = format!("not before {name}, so no such job would be followed up");
+                self.add(key("followup_after"), problem, &accepted);
+            }
+            if jobs.join_grace >= deadline && !deadline.is_zero() {
+                let problem = format!("not before {name}, so no half would be waited for");
+                self.add(key("join_grace"), problem, accepted);
+            }
         }
     }
 

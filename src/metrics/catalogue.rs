@@ -326,6 +326,15 @@ pub const TLS_HANDSHAKE_FAILURES: Descriptor = family(
 )
 .diagnostic();
 
+/// Expiry of the certificate for https.
+pub const TLS_CERTIFICATE_EXPIRY: Descriptor = family(
+    Gauge,
+    Traffic,
+    "taffrail_tls_certificate_expiry_timestamp_seconds",
+    &[],
+    "When the certificate that `proxy.tls_listen` serves expires; absent without that listener",
+);
+
 /// Retries of upstream exchanges.
 pub const UPSTREAM_RETRIES: Descriptor = family(
     Counter,
@@ -385,6 +394,15 @@ pub const SPEND: Descriptor = family(
     "US dollars spent since the start of the UTC day or month, by all processes, as the store has it",
 )
 .attributed();
+
+/// What caching changed.
+pub const CACHE_EFFECT: Descriptor = family(
+    Counter,
+    Usage,
+    "taffrail_cache_effect_usd_total",
+    &["provider", "model", "effect"],
+    "US dollars by which requests with cached tokens were cheaper or dearer than without, by list prices",
+);
 
 /// Requests without a known cost.
 pub const UNPRICED_REQUESTS: Descriptor = family(
@@ -853,12 +871,14 @@ pub const ALL: &[&Descriptor] = &[
     &CONNECTIONS,
     &CONNECTIONS_REFUSED,
     &TLS_HANDSHAKE_FAILURES,
+    &TLS_CERTIFICATE_EXPIRY,
     &UPSTREAM_RETRIES,
     &PROXY_ERRORS,
     &TOKENS,
     &UNITS,
     &COST,
     &SPEND,
+    &CACHE_EFFECT,
     &UNPRICED_REQUESTS,
     &METERED_RESPONSES,
     &RECORDS,

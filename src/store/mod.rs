@@ -334,19 +334,15 @@ impl Store {
     }
 
     /// Some of the jobs without a row of which nothing new has come for `grace`, although their end
-    /// was seen or their submit is older than `deadline`; oldest first.
+    /// was seen or their deadline is that long ago; oldest first.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
-    pub async fn overdue_jobs(
-        &self,
-        grace: Duration,
-        deadline: Duration,
-    ) -> Result<Vec<OverdueJob>, StoreError> {
+    pub async fn overdue_jobs(&self, grace: Duration) -> Result<Vec<OverdueJob>, StoreError> {
         match self {
-            Store::Sqlite(store) => store.overdue_jobs(grace, deadline).await,
-            Store::Postgres(store) => store.overdue_jobs(grace, deadline).await,
+            Store::Sqlite(store) => store.overdue_jobs(grace).await,
+            Store::Postgres(store) => store.overdue_jobs(grace).await,
         }
     }
 

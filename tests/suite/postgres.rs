@@ -505,7 +505,7 @@ async fn many_may_migrate_at_once_and_each_role_has_its_rights_alone() {
         ("select taffrail.record_usage('[]')", [true, true, false]),
         ("select taffrail.exchange_jobs('[]')", [true, false, false]),
         (
-            "select taffrail.overdue_jobs('1 h', '1 h', 1)",
+            "select taffrail.overdue_jobs('1 h', 1)",
             [false, true, false],
         ),
         (
