@@ -24,6 +24,7 @@ use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
 use crate::exporter::prices::{Refresher, Shelf, is_failure, lay_versions};
+use crate::exporter::receipts::{self, Collector};
 use crate::exporter::reconcile::{self, Reconciler};
 use crate::exporter::schedule::{Schedule, Task};
 use crate::exporter::spend::show_spend;
@@ -135,6 +136,7 @@ impl App {
                     let own = Arc::new(read_balances(config, &store, &metrics)?);
                     tasks.extend(balance_tasks(config, &own));
                     tasks.push(reconcile_task(config, &store, &metrics)?);
+                    tasks.push(receipts_task(config, &store, &metrics)?);
                     syncing = Some(sync_action(own));
                 }
                 Some(Schedule::start(tasks, &metrics)?)
@@ -551,6 +553,31 @@ fn reconcile_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> any
         run: Box::new(move || {
             let reconciler = reconciler.clone();
             Box::pin(async move { reconciler.run().await })
+        }),
+    })
+}
+
+/// Asking for receipts by the clock.
+fn receipts_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Task> {
+    let collector = Arc::new(Collector::new(receipts::Parts {
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        fetcher: fetcher(config)?,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        config: config.receipts.clone(),
+        timeout: config.schedule.timeout,
+        holder: holder(),
+        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+    }));
+    Ok(Task {
+        name: "receipts",
+        cron: config.schedule.receipts.clone(),
+        jitter: config.schedule.jitter,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let collector = collector.clone();
+            Box::pin(async move { collector.run().await })
         }),
     })
 }

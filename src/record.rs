@@ -252,6 +252,10 @@ pub struct UsageRecord {
     /// The part of the cost that another party bills.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_upstream_usd: Option<Usd>,
+    /// How much cheaper the request was for what it read from and wrote to caches, by list prices;
+    /// negative if it was dearer. Counted by metrics and not kept in rows.
+    #[serde(skip)]
+    pub cache_effect_usd: Option<Usd>,
     /// Where the cost comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_source: Option<CostSource>,
@@ -526,6 +530,7 @@ impl Intent {
             raw_usage: None,
             cost_usd: None,
             cost_upstream_usd: None,
+            cache_effect_usd: None,
             cost_source: None,
             price_version: None,
             unpriced_reason: Some(UnpricedReason::Incomplete),

@@ -167,11 +167,12 @@ fn reconsider(book: &PriceBook, row: &LogRow) -> Verdict {
         day,
         old_cost_usd: old,
         cost_usd: cost.dollars(),
+        cost_upstream_usd: None,
         cost_source: match is_sure {
             true => CostSource::Catalog,
             false => CostSource::Estimated,
         },
-        price_version: new.version.to_string(),
+        price_version: Some(new.version.to_string()),
     })
 }
 

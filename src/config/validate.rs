@@ -14,6 +14,7 @@ use super::load::read_secret_file;
 use super::{Account, Config, KeyPath, Role};
 use crate::balance;
 use crate::bill;
+use crate::exporter::receipts;
 use crate::exporter::schedule::cron_parser;
 use crate::injector::Sidecar;
 use crate::metrics::labels::{
@@ -56,6 +57,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     rules.accounts(config);
     rules.schedule(config);
     rules.reconcile(config);
+    rules.receipts(config);
     rules.jobs(config);
     rules.retention(config);
     rules.files(config);
@@ -429,6 +431,7 @@ impl Rules {
             ("balances", &config.schedule.balances),
             ("prices", &config.schedule.prices),
             ("reconcile", &config.schedule.reconcile),
+            ("receipts", &config.schedule.receipts),
             ("housekeeping", &config.schedule.housekeeping),
         ];
         let parser = cron_parser();
@@ -488,6 +491,24 @@ impl Rules {
                 let accepted = "16 hex digits each, with spaces between, as `taffrail usage --by key` shows them";
                 self.add(table.join("key_fingerprints"), "not fingerprints", accepted);
             }
+        }
+    }
+
+    fn receipts(&mut self, config: &Config) {
+        let receipts = &config.receipts;
+        let key = |name: &str| KeyPath::new(["receipts", name]);
+        self.not_zero(key("after"), receipts.after);
+        if !(1..=30).contains(&receipts.tries) {
+            let what = format!("{} is no number of tries", receipts.tries);
+            self.add(key("tries"), what, "1 to 30");
+        }
+        if receipts.lookback <= receipts.after || receipts.lookback > receipts::LOOKBACK_MAX {
+            let what = "no row would be asked about, or more than providers tell of";
+            self.add(
+                key("lookback"),
+                what,
+                "more than receipts.after, and at most 89d",
+            );
         }
     }
 

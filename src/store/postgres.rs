@@ -7,6 +7,7 @@
 //! (error codes), pgbouncer.org/features.html.
 
 mod prices;
+mod receipts;
 mod reconciliations;
 
 use std::collections::BTreeMap;

@@ -6,6 +6,7 @@
 //! Sources: sqlite.org/wal.html, sqlite.org/rescode.html.
 
 mod prices;
+mod receipts;
 mod reconciliations;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

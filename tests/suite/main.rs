@@ -43,6 +43,7 @@ mod predictions;
 mod price_lists;
 mod prices;
 mod providers;
+mod receipts;
 mod reconcile;
 mod relay;
 mod report;

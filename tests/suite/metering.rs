@@ -411,6 +411,8 @@ fn record_json(record: &UsageRecord) -> Value {
         raw_usage,
         cost_usd,
         cost_upstream_usd,
+        // Of metrics, not of rows.
+        cache_effect_usd: _,
         cost_source,
         price_version,
         unpriced_reason,
