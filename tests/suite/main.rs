@@ -35,6 +35,7 @@ mod limits;
 mod metering;
 mod migrate;
 mod misbehaviour;
+mod observability;
 mod outages;
 mod poison;
 mod postgres;
