@@ -172,7 +172,7 @@ mod tests {
 
     use super::*;
     use crate::caller::{Caller, Instance};
-    use crate::record::Intent;
+    use crate::record::{Intent, Operation};
     use crate::usage::Unit;
 
     fn effect(model: &str, usage: Usage) -> Option<String> {
@@ -199,6 +199,7 @@ mod tests {
             region: None,
             provider_request_id: None,
             image_variant: None,
+            qualifiers: Qualifiers::default(),
             parts: vec![Part { model: None, usage }],
             stated_cost: None,
             raw_usage: None,
