@@ -101,7 +101,7 @@ fn record(plan: &Plan, started_at: DateTime<Utc>, book: &PriceBook) -> UsageReco
         .collect();
     let random = random.try_into().unwrap_or_default();
     let millis = u64::try_from(started_at.timestamp_millis()).unwrap_or_default();
-    let unqualified = Qualifiers::default();
+    let unasked = Qualifiers::default();
     let priced = book.price(&Query {
         provider: plan.vendor.name(),
         model: foresight.model,
@@ -109,7 +109,7 @@ fn record(plan: &Plan, started_at: DateTime<Utc>, book: &PriceBook) -> UsageReco
         service_tier: None,
         region: None,
         image_variant: None,
-        qualifiers: [&unqualified, &unqualified],
+        qualifiers: [&unasked, &unasked],
         operation: plan.operation(),
         at: started_at,
     });

@@ -53,7 +53,7 @@ pub(super) fn enter(
             Err(reason) => record.unpriced_reason = Some(reason),
         },
     }
-    record.cache_effect_usd = cache_effect(prices, record, &report);
+    record.cache_effect_usd = cache_effect(prices, record, &report, asked);
     if let Some(job) = report.job {
         record.job_id = Some(job.id);
         record.queue_us = job.queue.map(micros);
@@ -92,12 +92,8 @@ fn price(
         is_estimated: false,
     };
     for part in report.parts.iter().filter(|part| !part.usage.is_empty()) {
-        let mut query =
-            query(record, report, part, &part.usage).ok_or(UnpricedReason::ModelMissing)?;
-        query.image_variant = asked.image_variant.or(query.image_variant);
-        // What is billed is what the provider states.
-        query.qualifiers = [&report.qualifiers, asked.qualifiers];
-        let priced = prices.price(&query);
+        let query = query(record, report, asked, part, &part.usage);
+        let priced = prices.price(&query.ok_or(UnpricedReason::ModelMissing)?);
         let missing = priced
             .missing
             .map_or(UnpricedReason::ModelUnknown, Missing::reason);
@@ -112,6 +108,7 @@ fn price(
 fn query<'a>(
     record: &'a UsageRecord,
     report: &'a Report,
+    asked: Asked<'a>,
     part: &'a Part,
     usage: &'a Usage,
 ) -> Option<Query<'a>> {
@@ -127,8 +124,9 @@ fn query<'a>(
         usage,
         service_tier: report.service_tier.as_deref(),
         region: report.region.as_deref(),
-        image_variant: report.image_variant.as_deref(),
-        qualifiers: [&report.qualifiers; 2],
+        image_variant: asked.image_variant.or(report.image_variant.as_deref()),
+        // What is billed is what the provider states.
+        qualifiers: [&report.qualifiers, asked.qualifiers],
         operation: record.operation,
         at: record.started_at,
     })
@@ -136,13 +134,22 @@ fn query<'a>(
 
 /// How much cheaper caches made a response, by list prices whoever stated its cost; negative if
 /// they made it dearer. `None` if there were no cached tokens, or one of them has no price.
-fn cache_effect(prices: &PriceBook, record: &UsageRecord, report: &Report) -> Option<Usd> {
+fn cache_effect(
+    prices: &PriceBook,
+    record: &UsageRecord,
+    report: &Report,
+    asked: Asked<'_>,
+) -> Option<Usd> {
     let mut effect = None;
     for part in &report.parts {
         let Some(uncached) = part.usage.uncached() else {
             continue;
         };
-        let cost = |usage| prices.price(&query(record, report, part, usage)?).cost;
+        let cost = |usage| {
+            prices
+                .price(&query(record, report, asked, part, usage)?)
+                .cost
+        };
         let saved = cost(&uncached)?.dollars() - cost(&part.usage)?.dollars();
         effect = Some(effect.unwrap_or_default() + saved);
     }
@@ -207,7 +214,11 @@ mod tests {
             estimated: false,
             job: None,
         };
-        let effect = cache_effect(&PriceBook::embedded(), &record, &report)?;
+        let asked = Asked {
+            image_variant: None,
+            qualifiers: &Qualifiers::default(),
+        };
+        let effect = cache_effect(&PriceBook::embedded(), &record, &report, asked)?;
         Some(effect.normalize().to_string())
     }
 
