@@ -296,6 +296,9 @@ const SEEDED: &[(&str, Check)] = &[
         properties::response(bytes, seed);
         properties::job_urls(bytes, seed);
     }),
+    ("jobs", |bytes, seed| {
+        properties::job_meters(bytes, seed);
+    }),
 ];
 
 type Encode = fn(&[u8]) -> Vec<u8>;
