@@ -768,7 +768,7 @@ fn read_overlay(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Where this process runs, as the downward API and the host tell it.
-fn instance() -> Instance {
+pub fn instance() -> Instance {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let pod = variable("POD_NAME");
     Instance {

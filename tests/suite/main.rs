@@ -36,6 +36,7 @@ mod limits;
 mod metering;
 mod migrate;
 mod misbehaviour;
+mod observability;
 mod outages;
 mod poison;
 mod postgres;
