@@ -153,6 +153,7 @@ fn record(plan: &Plan, started_at: DateTime<Utc>, book: &PriceBook) -> UsageReco
         raw_usage: None,
         cost_usd,
         cost_upstream_usd: None,
+        cache_effect_usd: None,
         cost_source: cost_usd.map(|_| match foresight.charged {
             Some(_) => CostSource::Provider,
             None => CostSource::Catalog,
