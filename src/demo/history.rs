@@ -17,6 +17,7 @@ use super::traffic::{self, Plan};
 use crate::caller::{Caller, Instance};
 use crate::fault::Outcome;
 use crate::price::{PriceBook, Query};
+use crate::qualifier::Qualifiers;
 use crate::record::{CostSource, Fidelity, UnpricedReason, UsageRecord};
 use crate::store::{Store, StoreError};
 
@@ -100,6 +101,7 @@ fn record(plan: &Plan, started_at: DateTime<Utc>, book: &PriceBook) -> UsageReco
         .collect();
     let random = random.try_into().unwrap_or_default();
     let millis = u64::try_from(started_at.timestamp_millis()).unwrap_or_default();
+    let unasked = Qualifiers::default();
     let priced = book.price(&Query {
         provider: plan.vendor.name(),
         model: foresight.model,
@@ -107,7 +109,8 @@ fn record(plan: &Plan, started_at: DateTime<Utc>, book: &PriceBook) -> UsageReco
         service_tier: None,
         region: None,
         image_variant: None,
-        is_sum: false,
+        qualifiers: [&unasked, &unasked],
+        operation: plan.operation(),
         at: started_at,
     });
     let is_ok = foresight.outcome == Outcome::Ok;

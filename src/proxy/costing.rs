@@ -7,15 +7,23 @@ use crate::fault::Outcome;
 use crate::money::Usd;
 use crate::price::{Missing, PriceBook, Query};
 use crate::provider::{End, Part, Report};
-use crate::record::{CostSource, Fidelity, Operation, UnpricedReason, UsageRecord};
+use crate::qualifier::Qualifiers;
+use crate::record::{CostSource, Fidelity, UnpricedReason, UsageRecord};
 use crate::usage::Usage;
 
-/// Enters what a meter reported, and prices it. `image_variant` is what the request asked for.
+/// What a request asked for that its price can depend on.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) image_variant: Option<&'a str>,
+    pub(super) qualifiers: &'a Qualifiers,
+}
+
+/// Enters what a meter reported, and prices it.
 pub(super) fn enter(
     prices: &PriceBook,
     record: &mut UsageRecord,
     report: Report,
-    image_variant: Option<&str>,
+    asked: Asked<'_>,
 ) {
     record.outcome = report.outcome;
     record.fidelity = report.fidelity;
@@ -31,7 +39,7 @@ pub(super) fn enter(
             record.unpriced_reason = Some(UnpricedReason::UsageMissing);
         }
         (None, _) if record.usage.is_empty() => {}
-        (None, fidelity) => match price(prices, record, &report, image_variant) {
+        (None, fidelity) => match price(prices, record, &report, asked) {
             Ok(priced) => {
                 let is_inferred =
                     report.estimated || priced.is_estimated || fidelity != Fidelity::Complete;
@@ -45,7 +53,7 @@ pub(super) fn enter(
             Err(reason) => record.unpriced_reason = Some(reason),
         },
     }
-    record.cache_effect_usd = cache_effect(prices, record, &report);
+    record.cache_effect_usd = cache_effect(prices, record, &report, asked);
     if let Some(job) = report.job {
         record.job_id = Some(job.id);
         record.queue_us = job.queue.map(micros);
@@ -76,7 +84,7 @@ fn price(
     prices: &PriceBook,
     record: &UsageRecord,
     report: &Report,
-    image_variant: Option<&str>,
+    asked: Asked<'_>,
 ) -> Result<Total, UnpricedReason> {
     let mut total = Total {
         cost: Usd::ZERO,
@@ -84,10 +92,8 @@ fn price(
         is_estimated: false,
     };
     for part in report.parts.iter().filter(|part| !part.usage.is_empty()) {
-        let mut query =
-            query(record, report, part, &part.usage).ok_or(UnpricedReason::ModelMissing)?;
-        query.image_variant = image_variant.or(query.image_variant);
-        let priced = prices.price(&query);
+        let query = query(record, report, asked, part, &part.usage);
+        let priced = prices.price(&query.ok_or(UnpricedReason::ModelMissing)?);
         let missing = priced
             .missing
             .map_or(UnpricedReason::ModelUnknown, Missing::reason);
@@ -102,6 +108,7 @@ fn price(
 fn query<'a>(
     record: &'a UsageRecord,
     report: &'a Report,
+    asked: Asked<'a>,
     part: &'a Part,
     usage: &'a Usage,
 ) -> Option<Query<'a>> {
@@ -117,21 +124,32 @@ fn query<'a>(
         usage,
         service_tier: report.service_tier.as_deref(),
         region: report.region.as_deref(),
-        image_variant: report.image_variant.as_deref(),
-        is_sum: record.operation == Operation::Batch,
+        image_variant: asked.image_variant.or(report.image_variant.as_deref()),
+        // What is billed is what the provider states.
+        qualifiers: [&report.qualifiers, asked.qualifiers],
+        operation: record.operation,
         at: record.started_at,
     })
 }
 
 /// How much cheaper caches made a response, by list prices whoever stated its cost; negative if
 /// they made it dearer. `None` if there were no cached tokens, or one of them has no price.
-fn cache_effect(prices: &PriceBook, record: &UsageRecord, report: &Report) -> Option<Usd> {
+fn cache_effect(
+    prices: &PriceBook,
+    record: &UsageRecord,
+    report: &Report,
+    asked: Asked<'_>,
+) -> Option<Usd> {
     let mut effect = None;
     for part in &report.parts {
         let Some(uncached) = part.usage.uncached() else {
             continue;
         };
-        let cost = |usage| prices.price(&query(record, report, part, usage)?).cost;
+        let cost = |usage| {
+            prices
+                .price(&query(record, report, asked, part, usage)?)
+                .cost
+        };
         let saved = cost(&uncached)?.dollars() - cost(&part.usage)?.dollars();
         effect = Some(effect.unwrap_or_default() + saved);
     }
@@ -161,7 +179,7 @@ mod tests {
 
     use super::*;
     use crate::caller::{Caller, Instance};
-    use crate::record::Intent;
+    use crate::record::{Intent, Operation};
     use crate::usage::Unit;
 
     fn effect(model: &str, usage: Usage) -> Option<String> {
@@ -188,6 +206,7 @@ mod tests {
             region: None,
             provider_request_id: None,
             image_variant: None,
+            qualifiers: Qualifiers::default(),
             parts: vec![Part { model: None, usage }],
             stated_cost: None,
             raw_usage: None,
@@ -195,7 +214,11 @@ mod tests {
             estimated: false,
             job: None,
         };
-        let effect = cache_effect(&PriceBook::embedded(), &record, &report)?;
+        let asked = Asked {
+            image_variant: None,
+            qualifiers: &Qualifiers::default(),
+        };
+        let effect = cache_effect(&PriceBook::embedded(), &record, &report, asked)?;
         Some(effect.normalize().to_string())
     }
 

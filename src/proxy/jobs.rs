@@ -24,7 +24,8 @@ use crate::ledger::Ledger;
 use crate::metrics::{JobLimit, KeptJob};
 use crate::price::{CurrentBook, PriceBook};
 use crate::provider::{End, JobStage, JobView, Report};
-use crate::proxy::costing;
+use crate::proxy::costing::{self, Asked};
+use crate::qualifier::Qualifiers;
 use crate::record::{Intent, JobEnd, Operation, UsageRecord};
 
 use exchange::Others;
@@ -318,7 +319,10 @@ fn row(
 ) -> UsageRecord {
     let job = intent.job.as_ref();
     let has_submit = job.is_none_or(|job| job.end.is_none());
-    let image_variant = job.and_then(|job| job.image_variant.clone());
+    let (image_variant, qualifiers) = match job {
+        Some(job) => (job.image_variant.clone(), job.qualifiers.clone()),
+        None => (None, Qualifiers::default()),
+    };
     let mut record = intent.interrupted(instance);
     record.polls = polls;
     record.outcome = Outcome::Unresolved;
@@ -326,7 +330,11 @@ fn row(
         let duration = at.signed_duration_since(record.started_at).to_std();
         record.duration_us = duration.ok().filter(|_| has_submit).map(clock::micros);
         record.unpriced_reason = None;
-        costing::enter(prices, &mut record, report, image_variant.as_deref());
+        let asked = Asked {
+            image_variant: image_variant.as_deref(),
+            qualifiers: &qualifiers,
+        };
+        costing::enter(prices, &mut record, report, asked);
         if record.cost_usd.is_none() && record.unpriced_reason.is_none() {
             record.unpriced_reason = costing::unpriced_without_usage(&record, End::Complete);
         }

@@ -11,6 +11,7 @@ use taffrail::caller::{Caller, Instance};
 use taffrail::clock;
 use taffrail::fault::Outcome;
 use taffrail::provider;
+use taffrail::qualifier::Qualifiers;
 use taffrail::record::{
     Fidelity, Intent, Job, JobEnd, JobHalf, JobStage, JobView, Operation, Report, UsageRecord,
 };
@@ -563,6 +564,7 @@ fn half(job_id: &str, stage: Option<JobStage>) -> JobQuery {
         region: None,
         provider_request_id: None,
         image_variant: None,
+        qualifiers: Qualifiers::default(),
         parts: Vec::new(),
         stated_cost: None,
         raw_usage: Some(r#"{"a":"\u0000"}"#.to_owned()),

@@ -145,7 +145,7 @@ impl Sqlite {
         select.push(" and started_at < ");
         select.push_bind(timestamp(query.until)).push(
             " and (cost_source in ('catalog', 'estimated') \
-             or unpriced_reason in ('model_unknown', 'price_missing'))",
+             or unpriced_reason in ('model_unknown', 'price_missing', 'qualifier_unknown'))",
         );
         if let Some(provider) = &query.provider {
             select.push(" and provider = ").push_bind(provider);
