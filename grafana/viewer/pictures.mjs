@@ -5,7 +5,7 @@ import { chromium } from 'playwright-core';
 import UPNG from 'upng-js';
 
 const WIDTH = 1600;
-const COLOURS = 128;
+const COLOURS = 64;
 const DRAW_MILLIS = 60_000;
 // Curves and bars are drawn a moment after their panel is there.
 const PAINT_MILLIS = 1_000;
