@@ -106,33 +106,57 @@ fn queries(name: &str, board: &Value) -> Vec<Query> {
     queries
 }
 
-/// A query with the variables of its dashboard as they are at first, where all is chosen.
-fn filled(query: &Query, variables: &BTreeMap<String, Vec<String>>) -> String {
-    let mut text = query.text.clone();
-    // The longer names first, so that none stands in another.
-    for (name, values) in variables.iter().rev() {
+/// What stands for a variable in a query: as it is, and as texts of SQL.
+#[derive(Debug, Clone)]
+struct Chosen {
+    plain: String,
+    quoted: String,
+}
+
+impl Chosen {
+    /// A text of the dashboard's own for all values, which Grafana puts there as it is.
+    fn as_it_is(text: &str) -> Chosen {
+        Chosen {
+            plain: text.to_owned(),
+            quoted: text.to_owned(),
+        }
+    }
+
+    fn values(values: &[String]) -> Chosen {
         let quoted = values
             .iter()
             .map(|value| format!("'{}'", value.replace('\'', "''")));
-        let quoted: Vec<String> = quoted.collect();
-        let plain = values.join("|");
+        Chosen {
+            plain: values.join("|"),
+            quoted: quoted.collect::<Vec<_>>().join(","),
+        }
+    }
+}
+
+type Variables = BTreeMap<String, Chosen>;
+
+/// A query with the variables of its dashboard as they are at first, where all is chosen.
+fn filled(query: &Query, variables: &Variables) -> String {
+    let mut text = query.text.clone();
+    // The longer names first, so that none stands in another.
+    for (name, chosen) in variables.iter().rev() {
         text = text
-            .replace(&format!("${{{name}:sqlstring}}"), &quoted.join(","))
-            .replace(&format!("${{{name}:regex}}"), &plain)
-            .replace(&format!("${{{name}}}"), &plain)
-            .replace(&format!("${name}"), &plain);
+            .replace(&format!("${{{name}:sqlstring}}"), &chosen.quoted)
+            .replace(&format!("${{{name}:regex}}"), &chosen.plain)
+            .replace(&format!("${{{name}}}"), &chosen.plain)
+            .replace(&format!("${name}"), &chosen.plain);
     }
     text
 }
 
 /// What stands for Grafana's own variables in PromQL: ranges of a few scrapes.
-fn own_variables() -> BTreeMap<String, Vec<String>> {
+fn own_variables() -> Variables {
     let pairs = [
         ("__rate_interval", "20s"),
         ("__interval", "5s"),
         ("__range", "60s"),
     ];
-    let pairs = pairs.map(|(name, value)| (name.to_owned(), vec![value.to_owned()]));
+    let pairs = pairs.map(|(name, value)| (name.to_owned(), Chosen::as_it_is(value)));
     pairs.into()
 }
 
@@ -151,31 +175,27 @@ fn expanded(sql: &str, now: DateTime<Utc>) -> String {
 }
 
 /// The values that the variables of a dashboard begin with.
-async fn variables(stand: &Stand, board: &Value) -> BTreeMap<String, Vec<String>> {
+async fn variables(stand: &Stand, board: &Value) -> Variables {
     let mut variables = own_variables();
     for variable in board["templating"]["list"].as_array().unwrap() {
         let name = variable["name"].as_str().unwrap().to_owned();
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        let values = match (text(&variable["allValue"]), text(&variable["query"])) {
-            (Some(all), _) => vec![all],
+        let chosen = match (text(&variable["allValue"]), text(&variable["query"])) {
+            (Some(all), _) => Chosen::as_it_is(&all),
             (None, Some(sql)) if variable["type"] == "query" => {
                 let rows = stand.read(&sql).await.unwrap();
                 assert!(!rows.is_empty(), "the variable {name} has no values");
-                rows.into_iter().flatten().collect()
+                Chosen::values(&rows.concat())
             }
-            _ => vec![text(&variable["current"]["value"]).unwrap_or_default()],
+            _ => Chosen::values(&[text(&variable["current"]["value"]).unwrap_or_default()]),
         };
-        variables.insert(name, values);
+        variables.insert(name, chosen);
     }
     variables
 }
 
 /// Whether a query answers with a sample or a row.
-async fn answers(
-    stand: &Stand,
-    query: &Query,
-    variables: &BTreeMap<String, Vec<String>>,
-) -> Result<bool, String> {
+async fn answers(stand: &Stand, query: &Query, variables: &Variables) -> Result<bool, String> {
     let text = filled(query, variables);
     let text = expanded(&text, clock::wall());
     assert!(
@@ -274,11 +294,11 @@ async fn every_panel_of_every_dashboard_is_drawn() {
     let Some(stand) = Stand::shared().await else {
         return;
     };
-    let Some(panels) = stand.draw().await else {
+    let Some(drawn) = stand.draw().await else {
         return;
     };
     let mut titles: BTreeMap<String, usize> = BTreeMap::new();
-    for panel in &panels {
+    for panel in &drawn {
         let (board, title) = (
             panel["board"].as_str().unwrap(),
             panel["title"].as_str().unwrap(),
