@@ -92,34 +92,57 @@ fn queries(name: &str, board: &Value) -> Vec<Query> {
     queries
 }
 
-/// A query with the variables of its dashboard as they are at first, where all is chosen.
-fn filled(query: &Query, variables: &BTreeMap<String, Vec<String>>) -> String {
-    let mut text = query.text.clone();
-    // The longer names first, so that none stands in another.
-    for (name, values) in variables.iter().rev() {
+/// What stands for a variable in a query.
+struct Chosen {
+    /// In the form `sqlstring`.
+    quoted: String,
+    plain: String,
+}
+
+impl Chosen {
+    fn of(values: &[String]) -> Chosen {
         let quoted = values
             .iter()
-            .map(|value| format!("'{}'", value.replace('\'', "''")));
-        let quoted: Vec<String> = quoted.collect();
-        let plain = values.join("|");
+            .map(|it| format!("'{}'", it.replace('\'', "''")));
+        Chosen {
+            quoted: quoted.collect::<Vec<String>>().join(","),
+            plain: values.join("|"),
+        }
+    }
+
+    /// A value that means all is put in as it is, whatever form is asked for.
+    fn all(value: &str) -> Chosen {
+        Chosen {
+            quoted: value.to_owned(),
+            plain: value.to_owned(),
+        }
+    }
+}
+
+/// A query with the variables of its dashboard as they are at first, where all is chosen.
+fn filled(query: &Query, variables: &BTreeMap<String, Chosen>) -> String {
+    let mut text = query.text.clone();
+    // The longer names first, so that none stands in another.
+    for (name, Chosen { quoted, plain }) in variables.iter().rev() {
         text = text
-            .replace(&format!("${{{name}:sqlstring}}"), &quoted.join(","))
-            .replace(&format!("${{{name}:regex}}"), &plain)
-            .replace(&format!("${{{name}}}"), &plain)
-            .replace(&format!("${name}"), &plain);
+            .replace(&format!("${{{name}:sqlstring}}"), quoted)
+            .replace(&format!("${{{name}:regex}}"), plain)
+            .replace(&format!("${{{name}}}"), plain)
+            .replace(&format!("${name}"), plain);
     }
     text
 }
 
 /// What stands for Grafana's own variables in PromQL: ranges of a few scrapes.
-fn own_variables() -> BTreeMap<String, Vec<String>> {
+fn own_variables() -> BTreeMap<String, Chosen> {
     let pairs = [
         ("__rate_interval", "20s"),
         ("__interval", "5s"),
         ("__range", "60s"),
     ];
-    let pairs = pairs.map(|(name, value)| (name.to_owned(), vec![value.to_owned()]));
-    pairs.into()
+    pairs
+        .map(|(name, value)| (name.to_owned(), Chosen::all(value)))
+        .into()
 }
 
 /// The macros of Grafana's Postgres, for the last hours.
@@ -137,21 +160,21 @@ fn expanded(sql: &str, now: DateTime<Utc>) -> String {
 }
 
 /// The values that the variables of a dashboard begin with.
-async fn variables(stand: &Stand, board: &Value) -> BTreeMap<String, Vec<String>> {
+async fn variables(stand: &Stand, board: &Value) -> BTreeMap<String, Chosen> {
     let mut variables = own_variables();
     for variable in board["templating"]["list"].as_array().unwrap() {
         let name = variable["name"].as_str().unwrap().to_owned();
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        let values = match (text(&variable["allValue"]), text(&variable["query"])) {
-            (Some(all), _) => vec![all],
+        let chosen = match (text(&variable["allValue"]), text(&variable["query"])) {
+            (Some(all), _) => Chosen::all(&all),
             (None, Some(sql)) if variable["type"] == "query" => {
                 let rows = stand.read(&sql).await.unwrap();
                 assert!(!rows.is_empty(), "the variable {name} has no values");
-                rows.into_iter().flatten().collect()
+                Chosen::of(&rows.into_iter().flatten().collect::<Vec<String>>())
             }
-            _ => vec![text(&variable["current"]["value"]).unwrap_or_default()],
+            _ => Chosen::of(&[text(&variable["current"]["value"]).unwrap_or_default()]),
         };
-        variables.insert(name, values);
+        variables.insert(name, chosen);
     }
     variables
 }
@@ -160,7 +183,7 @@ async fn variables(stand: &Stand, board: &Value) -> BTreeMap<String, Vec<String>
 async fn answers(
     stand: &Stand,
     query: &Query,
-    variables: &BTreeMap<String, Vec<String>>,
+    variables: &BTreeMap<String, Chosen>,
 ) -> Result<bool, String> {
     let text = filled(query, variables);
     let text = expanded(&text, clock::wall());
@@ -223,6 +246,8 @@ async fn every_query_of_every_dashboard_answers() {
             }
         }
         waiting = silent;
+        let places = waiting.iter().map(|it| (&it.board, &it.panel, &it.id));
+        eprintln!("silent: {:?}", places.collect::<Vec<_>>());
         waiting.is_empty()
     })
     .await;
