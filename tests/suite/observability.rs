@@ -246,8 +246,6 @@ async fn every_query_of_every_dashboard_answers() {
             }
         }
         waiting = silent;
-        let places = waiting.iter().map(|it| (&it.board, &it.panel, &it.id));
-        eprintln!("silent: {:?}", places.collect::<Vec<_>>());
         waiting.is_empty()
     })
     .await;
