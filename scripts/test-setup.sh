@@ -95,7 +95,7 @@ if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
     fi
 fi
 
-# The page that draws the dashboards, with what it is made of: some 300 MB and a minute, once.
+# The page that draws the dashboards, with what it is made of: 670 MB and a minute at most, once.
 viewer=target/viewer
 wanted=$(cat grafana/viewer/package.json grafana/viewer/package-lock.json)
 if [ "$(cat "$viewer/stamp" 2>/dev/null || true)" != "$wanted" ]; then

@@ -29,7 +29,7 @@ const panels = [];
 async function work() {
   const tab = await chrome.newPage({ viewport: { width: 1600, height: 900 } });
   for (let next = dashboards.shift(); next; next = dashboards.shift()) {
-    const drawn = await draw(tab, server.url, next.uid, { theme: 'dark', from: 'now-5m' });
+    const drawn = await draw(tab, server.url, next.uid, { theme: 'dark', from: 'now-5m', opened: true });
     const board = next.uid.replace('taffrail-', '');
     panels.push(...drawn.map(({ text, ...panel }) => ({ board, ...panel })));
   }

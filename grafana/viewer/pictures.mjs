@@ -5,7 +5,7 @@ import { chromium } from 'playwright-core';
 import UPNG from 'upng-js';
 
 const WIDTH = 1600;
-const COLOURS = 128;
+const COLOURS = 64;
 const DRAW_MILLIS = 60_000;
 // Curves and bars are drawn a moment after their panel is there.
 const PAINT_MILLIS = 1_000;
@@ -17,17 +17,20 @@ export async function browser() {
   return chromium.launch({ executablePath, args: ['--no-sandbox', '--disable-gpu', '--font-render-hinting=none'] });
 }
 
-/** Opens a dashboard and waits until every panel has what it asked for; returns what became of each. */
-export async function draw(tab, page, uid, { theme, from }) {
+/** In the page: whether every panel has what it asked for, and has drawn it, or failed. */
+function areDrawn() {
+  const panels = window.taffrail.panels();
+  const isDrawn = ({ state, drawn, errors }) => errors.length || state === 'Error' || (state === 'Done' && drawn);
+  return panels.length > 0 && panels.every(isDrawn);
+}
+
+/** Opens a dashboard, with the rows that are closed at first if `opened`, and waits until every panel has what it asked for; returns what became of each. */
+export async function draw(tab, page, uid, { theme, from, opened = false }) {
   const parameters = new URLSearchParams({ theme, from, to: 'now', refresh: '' });
   await tab.goto(`${page}d/${uid}?${parameters}`);
   await tab.waitForFunction(() => window.taffrail, undefined, { timeout: DRAW_MILLIS });
-  const settled = () =>
-    tab.waitForFunction(
-      () => window.taffrail.panels().every(({ state, drawn, errors }) => state === 'Error' || errors.length || (state === 'Done' && drawn)),
-      undefined,
-      { timeout: DRAW_MILLIS },
-    );
+  if (opened) await tab.evaluate(() => window.taffrail.open());
+  const settled = () => tab.waitForFunction(areDrawn, undefined, { timeout: DRAW_MILLIS });
   await settled();
   // As high as it is, so that nothing is left to scroll to, and every panel is drawn.
   const height = await tab.evaluate(() => document.getElementById('page').scrollHeight);

@@ -10,12 +10,20 @@ if [ ! -d "$viewer/node_modules" ]; then
     echo "the page's modules are missing: run scripts/test-setup.sh" >&2
     exit 1
 fi
+# The Node of the tests' environment: the system's may be too old.
+PATH=$root/target/sdk-venv/bin:$PATH
 # Modules are looked for beside the files that import them.
 cp -r "$root"/grafana/viewer/{src,*.mjs} "$viewer"
 cd "$viewer"
-# The Node of the tests' environment: the system's may be too old.
-PATH=$root/target/sdk-venv/bin:$PATH
-node build.mjs "$viewer/dist"
+# Bundled anew where something changed. Whoever comes meanwhile finds the one or the other.
+sources=$(cat src/* build.mjs package-lock.json | sha256sum)
+if [ "$(cat dist/stamp 2>/dev/null || true)" != "$sources" ]; then
+    bundle=$(mktemp -d dist.XXXXXX)
+    node build.mjs "$viewer/$bundle"
+    echo "$sources" >"$bundle/stamp"
+    rm -rf dist
+    mv "$bundle" dist
+fi
 program=$1
 shift
 exec node "$program.mjs" --root "$root" "$@"

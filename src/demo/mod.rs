@@ -139,8 +139,10 @@ pub async fn run(seconds: Option<u64>, setting: Setting) -> anyhow::Result<()> {
         "Look-alikes of OpenAI, Anthropic, OpenRouter, Replicate and fal; nothing leaves\n\
          this machine.\n\
          \x20 proxy    http://{}\n\
+         \x20          https://{}\n\
          \x20 metrics  http://{}/metrics\n",
         demo.proxy(),
+        demo.proxy_tls(),
         demo.admin(),
     ));
     let shown = demo.show(seconds, &mut interrupts).await;
@@ -219,12 +221,21 @@ impl Ports {
     }
 }
 
+/// What a demo listens on.
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    proxy: SocketAddr,
+    tls: SocketAddr,
+    admin: SocketAddr,
+}
+
 /// A demo that is up.
 pub struct Demo {
     folder: TempDir,
     config: Config,
     app: App,
     proxy: SocketAddr,
+    proxy_tls: SocketAddr,
     started_at: DateTime<Utc>,
     _lookalikes: Vec<LookAlike>,
     _billing: Billing,
@@ -252,10 +263,11 @@ impl Demo {
         let billing = Billing::start(history.clone()).await;
         let billing = billing.context("cannot start a look-alike")?;
         let file = config_file(folder.path());
-        let addresses = (
-            setting.ports.choose(4800, "the proxy"),
-            setting.ports.choose(10480, "the admin listener"),
-        );
+        let addresses = Addresses {
+            proxy: setting.ports.choose(4800, "the proxy"),
+            tls: setting.ports.choose(4843, "the proxy for https"),
+            admin: setting.ports.choose(10480, "the admin listener"),
+        };
         let text = config_text(folder.path(), addresses, &setting, &lookalikes, &billing)?;
         std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         let sources = Sources {
@@ -274,11 +286,13 @@ impl Demo {
         }
         let app = App::start(&config)?;
         let proxy = app.proxy_address().context("there is no proxy")?;
+        let proxy_tls = app.proxy_tls_address().context("there is no proxy")?;
         Ok(Demo {
             folder,
             config,
             app,
             proxy,
+            proxy_tls,
             started_at: clock::wall(),
             _lookalikes: lookalikes,
             _billing: billing,
@@ -288,6 +302,11 @@ impl Demo {
     /// The address of the proxy.
     pub const fn proxy(&self) -> SocketAddr {
         self.proxy
+    }
+
+    /// The address of the proxy for https.
+    pub const fn proxy_tls(&self) -> SocketAddr {
+        self.proxy_tls
     }
 
     /// The address of the admin listener.
@@ -498,7 +517,7 @@ fn config_file(folder: &Path) -> PathBuf {
 /// The configuration of a demo, as a file, so that other commands can be pointed at it.
 fn config_text(
     folder: &Path,
-    (proxy, admin): (SocketAddr, SocketAddr),
+    addresses: Addresses,
     setting: &Setting,
     lookalikes: &[LookAlike],
     billing: &Billing,
@@ -513,10 +532,12 @@ fn config_text(
     let journal = text(&folder.join("journal"))?;
     let embedded = || format!("sqlite://{}", folder.join("taffrail.db").display());
     let store = text(Path::new(&setting.store.clone().unwrap_or_else(embedded)))?;
-    let role = setting.role.as_str();
+    let (role, ca) = (setting.role.as_str(), text(&folder.join("ca"))?);
+    let Addresses { proxy, tls, admin } = addresses;
     let mut config = format!(
         "role = \"{role}\"\n\n\
-         [proxy]\nlisten = \"{proxy}\"\nshutdown_grace = \"1s\"\n\n\
+         [proxy]\nlisten = \"{proxy}\"\ntls_listen = \"{tls}\"\ntls_ca_dir = {ca}\n\
+         shutdown_grace = \"1s\"\n\n\
          [admin]\nlisten = \"{admin}\"\n\n\
          [journal]\ndir = {journal}\n\n\
          [store]\nurl = {store}\n\n\
@@ -596,13 +617,9 @@ mod tests {
         let (_, upstream) = lookalike.upstreams().next().unwrap();
         let billing = Billing::start(History::default()).await.unwrap();
         let setting = Setting::default();
-        let text = config_text(
-            folder.path(),
-            (proxy, admin),
-            &setting,
-            &[lookalike],
-            &billing,
-        );
+        let tls = "127.0.0.1:3".parse().unwrap();
+        let addresses = Addresses { proxy, tls, admin };
+        let text = config_text(folder.path(), addresses, &setting, &[lookalike], &billing);
         let text = text.unwrap();
         std::fs::write(config_file(folder.path()), text).unwrap();
         let sources = Sources {

@@ -4,7 +4,7 @@ import { createRoot } from 'react-dom/client';
 import { Router } from 'react-router-dom';
 import { ThemeContext } from '@grafana/data';
 import { LocationServiceProvider, config, locationService } from '@grafana/runtime';
-import { UrlSyncContextProvider, VizPanel, sceneGraph } from '@grafana/scenes';
+import { SceneGridRow, UrlSyncContextProvider, VizPanel, sceneGraph } from '@grafana/scenes';
 import { GlobalStyles, LinkButton, PortalContainer, RadioButtonGroup } from '@grafana/ui';
 
 import { setUp } from './runtime.js';
@@ -64,9 +64,17 @@ function Page({ dashboards, current, scene }) {
   );
 }
 
-/** What became of each panel, for tests and pictures: its state, its errors, what was drawn. */
+const all = (scene, type) => sceneGraph.findAllObjects(scene, (object) => object instanceof type);
+
+/** Opens the rows that are closed at first. */
+function open(scene) {
+  const closed = all(scene, SceneGridRow).filter(({ state }) => state.isCollapsed);
+  closed.forEach((row) => row.onCollapseToggle());
+}
+
+/** What became of each panel in sight, for tests and pictures: its state, its errors, what was drawn. */
 function panels(scene) {
-  return sceneGraph.findAllObjects(scene, (object) => object instanceof VizPanel).map((panel) => {
+  return all(scene, VizPanel).filter(({ isActive }) => isActive).map((panel) => {
     const { data } = sceneGraph.getData(panel).state;
     const element = document.querySelector(`[data-viz-panel-key="${panel.state.key}"]`);
     const drawn = element?.querySelector('[data-drawn]');
@@ -99,7 +107,7 @@ async function main() {
   document.title = current.title;
   await setUp(theme, settings);
   const scene = sceneOf(current);
-  window.taffrail = { panels: () => panels(scene) };
+  window.taffrail = { panels: () => panels(scene), open: () => open(scene) };
   createRoot(document.getElementById('page')).render(<Page {...{ dashboards, current, scene }} />);
 }
 

@@ -22,6 +22,9 @@ use super::postgres::{Cluster, Database, Guard, Version, free_port, runs, skip};
 /// How often everything happens that happens by the clock.
 const INTERVAL: &str = "1s";
 
+/// How many values of one attribution label are shown (`metrics.attribution_values`).
+const ATTRIBUTION_VALUES: u32 = 100;
+
 /// All of it, running.
 pub(crate) struct Stand {
     database: Database,
@@ -47,13 +50,21 @@ impl Stand {
         let mut guards = Vec::new();
         let demo = start_demo(&database, &mut guards).await;
         let alertmanager = start_alertmanager(&mut guards).await;
-        let prometheus = start_prometheus(demo, alertmanager, &mut guards).await;
-        Some(Stand {
+        let prometheus = start_prometheus(demo.admin, alertmanager, &mut guards).await;
+        let stand = Stand {
             database,
             prometheus,
             alertmanager,
             _guards: guards,
+        };
+        // An increase is one over what Prometheus has seen before.
+        eventually("Prometheus has scraped the demo", async || {
+            let up = stand.prometheus_query("up == 1", true).await;
+            !up.unwrap().is_empty()
         })
+        .await;
+        demo.mistreat().await;
+        Some(stand)
     }
 
     /// The rows of a query, as who may only read sees them.
@@ -152,11 +163,52 @@ async fn is_ready(address: SocketAddr) {
     .await;
 }
 
-/// Starts the demo; returns where its metrics are.
-async fn start_demo(database: &Database, guards: &mut Vec<Guard>) -> SocketAddr {
+/// Where the demo listens.
+#[derive(Clone, Copy)]
+struct Demo {
+    proxy: SocketAddr,
+    proxy_tls: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Demo {
+    /// What it says at its start.
+    fn read(said: &str) -> Option<Demo> {
+        let after = |mark: &str| {
+            let rest = said.split_once(mark)?.1;
+            let address = rest.split(['\n', '/']).next()?;
+            address.trim().parse().ok()
+        };
+        Some(Demo {
+            proxy: after("proxy    http://")?,
+            proxy_tls: after("https://")?,
+            admin: after("metrics  http://")?,
+        })
+    }
+
+    /// A few calls that go wrong, for the panels that show nothing else: to no provider, in the
+    /// clear where TLS is spoken, and for more features than have a label.
+    async fn mistreat(self) {
+        let get = |path: &str, feature: &str| {
+            format!(
+                "GET {path} HTTP/1.1\r\nhost: {}\r\nx-taffrail-feature: {feature}\r\n\
+                 connection: close\r\n\r\n",
+                self.proxy
+            )
+        };
+        ask(self.proxy, get("/nobody/v1", "none").as_bytes()).await;
+        ask(self.proxy_tls, get("/openai/v1/models", "none").as_bytes()).await;
+        for number in 0..=ATTRIBUTION_VALUES {
+            let feature = format!("feature-{number}");
+            ask(self.proxy, get("/openai/v1/models", &feature).as_bytes()).await;
+        }
+    }
+}
+
+/// Starts the demo; returns where it listens.
+async fn start_demo(database: &Database, guards: &mut Vec<Guard>) -> Demo {
     let dir = folder();
     let words = [
-        // Of the port that it has by default, another demo on this machine knows nothing.
         "env",
         "POD_NAMESPACE=shop",
         "POD_NAME=shop-0",
@@ -170,17 +222,14 @@ async fn start_demo(database: &Database, guards: &mut Vec<Guard>) -> SocketAddr 
         &database.url(),
     ];
     guards.push(Guard::start_here(&dir, "TERM", &words));
-    let mut address = None;
+    let mut demo = None;
     eventually("the demo says where it is", async || {
         let said = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-        let line = said
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("metrics  http://"));
-        address = line.and_then(|line| line.strip_suffix("/metrics")?.parse().ok());
-        address.is_some()
+        demo = Demo::read(&said);
+        demo.is_some()
     })
     .await;
-    address.unwrap()
+    demo.unwrap()
 }
 
 async fn start_alertmanager(guards: &mut Vec<Guard>) -> SocketAddr {
