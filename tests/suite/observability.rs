@@ -297,11 +297,11 @@ async fn every_panel_of_every_dashboard_is_drawn() {
     let Some(stand) = Stand::shared().await else {
         return;
     };
-    let Some(panels) = stand.draw().await else {
+    let Some(drawn) = stand.draw().await else {
         return;
     };
     let mut titles: BTreeMap<String, usize> = BTreeMap::new();
-    for panel in &panels {
+    for panel in &drawn {
         let (board, title) = (
             panel["board"].as_str().unwrap(),
             panel["title"].as_str().unwrap(),
