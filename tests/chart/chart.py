@@ -3,7 +3,7 @@
     chart.py render CHART VALUES...    renders with each file of values, and prints a JSON object:
                                        for each file its manifests, or why Helm refuses it
     chart.py validate VERSION...       reads a JSON list of manifests, and prints a JSON list of what
-                                       is wrong with them, by Kubernetes' and the operator's schemas
+                                       is wrong with them, by the schemas of Kubernetes and of the CRDs
     chart.py text CHART TEMPLATE       prints what a template renders to
     chart.py readme CHART              prints the README of the chart, made of values.yaml
     chart.py conform SCHEMA            reads a JSON object of documents by name, and prints a JSON list of
@@ -18,8 +18,6 @@ import sys
 import yaml
 
 CRDS = pathlib.Path(__file__).parent / "crds"
-# Of cert-manager, whose schemas are not here.
-UNCHECKED = {"cert-manager.io/v1"}
 
 
 def render(chart_path, files):
@@ -75,7 +73,7 @@ def closed(schema):
     return result
 
 
-def operator_schemas():
+def crd_schemas():
     schemas = {}
     for file in CRDS.glob("*.yaml"):
         crd = yaml.safe_load(file.read_text())
@@ -92,13 +90,11 @@ def validate(manifests, versions):
     import kubernetes_validate
 
     problems = []
-    crds = operator_schemas()
+    crds = crd_schemas()
     for manifest in manifests:
         source = manifest.pop("__source", "")
         kind = (manifest["apiVersion"], manifest["kind"])
         where = f"{source} {kind[1]}/{manifest['metadata'].get('name')}"
-        if kind[0] in UNCHECKED:
-            continue
         if kind in crds:
             errors = jsonschema.Draft7Validator(crds[kind]).iter_errors(manifest)
             problems += [f"{where}: {error.json_path}: {error.message}" for error in errors]

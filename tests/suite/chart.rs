@@ -89,13 +89,14 @@ fn what_is_not_in_a_schema_is_found() {
     let (Some(ci), Some(tools)) = (CI.as_ref(), tools()) else {
         return;
     };
-    let rendered = &ci["monitoring-values.yaml"];
-    for (kind, pointer) in [
-        ("Deployment", "/spec/template/spec"),
-        ("ServiceMonitor", "/spec/endpoints/0"),
-        ("PodMonitor", "/spec"),
+    for (file, kind, pointer) in [
+        ("monitoring", "Deployment", "/spec/template/spec"),
+        ("monitoring", "ServiceMonitor", "/spec/endpoints/0"),
+        ("monitoring", "PodMonitor", "/spec"),
+        ("cert-manager", "Certificate", "/spec/privateKey"),
+        ("cert-manager", "Issuer", "/spec"),
     ] {
-        let mut manifest = rendered.find(kind, "").clone();
+        let mut manifest = ci[&format!("{file}-values.yaml")].find(kind, "").clone();
         manifest.pointer_mut(pointer).unwrap()["surprise"] = json!(true);
         let problems = tools.validate(&[manifest]);
         assert!(
@@ -103,7 +104,9 @@ fn what_is_not_in_a_schema_is_found() {
             "{kind}: {problems:?}"
         );
     }
-    let mut monitor = rendered.find("ServiceMonitor", "").clone();
+    let mut monitor = ci["monitoring-values.yaml"]
+        .find("ServiceMonitor", "")
+        .clone();
     monitor["spec"]["endpoints"][0]["interval"] = json!("soon");
     assert_eq!(tools.validate(&[monitor]).len(), 1);
 }
@@ -463,6 +466,143 @@ fn rules_and_dashboards_in_the_chart_are_those_of_the_repository() {
             "helm/taffrail/files/{folder} is not {folder}; UPDATE_GOLDEN=1 copies it"
         );
     }
+}
+
+/// What a ConfigMap may hold is 1 MiB; what `kubectl apply` keeps of it as an annotation is less.
+const CONFIG_MAP_BYTES_MAX: usize = 256 << 10;
+
+#[test]
+fn every_dashboard_is_a_config_map_of_its_own() {
+    let Some(ci) = CI.as_ref() else { return };
+    let rendered = &ci["monitoring-values.yaml"];
+    let dashboards = files(&root().join("grafana"), "json");
+    assert!(!dashboards.is_empty());
+    for path in &dashboards {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let map = rendered.find("ConfigMap", &format!("-dashboard-{name}"));
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(map["data"], json!({format!("{name}.json"): text}), "{name}");
+        let bytes = map.to_string().len();
+        assert!(bytes < CONFIG_MAP_BYTES_MAX, "{name}: {bytes} bytes");
+        let metadata = &map["metadata"];
+        assert_eq!(metadata["namespace"], "grafana");
+        assert_eq!(metadata["labels"]["dashboards.example.com/load"], "yes");
+        assert_eq!(
+            metadata["annotations"]["k8s-sidecar-target-directory"],
+            "AI"
+        );
+    }
+    let maps = rendered
+        .manifests()
+        .iter()
+        .filter(|it| it["kind"] == "ConfigMap" && it["metadata"]["namespace"] == "grafana");
+    assert_eq!(maps.count(), dashboards.len());
+}
+
+/// The blocks of a page in a language.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let start = format!("```{language}\n");
+    let after = page.split(start.as_str()).skip(1);
+    after
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect()
+}
+
+#[test]
+fn the_values_of_the_walk_through_are_those_of_the_chart() {
+    let Some(tools) = tools() else { return };
+    let page = include_str!("../../docs/kubernetes.md");
+    let [values] = blocks(page, "yaml")[..] else {
+        panic!("one file of values")
+    };
+    let rendered = tools.render_values(&chart(), &serde_norway::from_str(values).unwrap());
+    assert_eq!(rendered.0["lint"], json!([]));
+    assert_eq!(tools.validate(rendered.manifests()), Vec::<String>::new());
+    for kind in ["ServiceMonitor", "PodMonitor", "PrometheusRule"] {
+        rendered.find(kind, "");
+    }
+}
+
+#[test]
+fn every_key_that_a_page_names_is_one_of_the_chart_or_of_the_configuration() {
+    let values = std::fs::read_to_string(chart().join("values.yaml")).unwrap();
+    let values: Value = serde_norway::from_str(&values).unwrap();
+    let configuration = include_str!("../../docs/configuration.md");
+    for (page, text) in [
+        (
+            "docs/kubernetes.md",
+            include_str!("../../docs/kubernetes.md"),
+        ),
+        ("grafana/README.md", include_str!("../../grafana/README.md")),
+        (
+            "helm/examples/README.md",
+            include_str!("../../helm/examples/README.md"),
+        ),
+    ] {
+        let prose: String = text.split("```").step_by(2).collect();
+        for quoted in prose.split('`').skip(1).step_by(2) {
+            let key = quoted.split(['=', ':']).next().unwrap();
+            let mut parts = key.split('.');
+            let is_key = |part: &str| {
+                part.starts_with(|it: char| it.is_ascii_lowercase())
+                    && part
+                        .chars()
+                        .all(|it| it.is_ascii_alphanumeric() || it == '_')
+            };
+            let is_file = ["json", "md", "toml", "yaml", "rs"].iter();
+            let is_file = is_file.clone().any(|end| key.ends_with(&format!(".{end}")));
+            let is_table = key.starts_with("taffrail.");
+            if is_file || is_table || !key.contains('.') || !parts.all(is_key) {
+                continue;
+            }
+            let is_value = values
+                .pointer(&format!("/{}", key.replace('.', "/")))
+                .is_some();
+            let variable = format!("`TAFFRAIL_{}`", key.replace('.', "__").to_uppercase());
+            let is_configured = configuration.contains(&variable);
+            assert!(is_value || is_configured, "{page}: `{quoted}` is no key");
+        }
+    }
+}
+
+#[test]
+fn the_commands_of_the_walk_through_hold() {
+    let Some(tools) = tools() else { return };
+    let page = include_str!("../../docs/kubernetes.md").replace("\\\n", "");
+    let commands: Vec<&str> = blocks(&page, "sh")
+        .into_iter()
+        .flat_map(str::lines)
+        .collect();
+    let creating = commands
+        .iter()
+        .filter(|it| it.starts_with("kubectl create "));
+    let mut secrets = BTreeSet::new();
+    for command in creating.clone() {
+        let made = tools.kubectl_create(command);
+        if made["kind"] == "Secret" {
+            assert!(made["data"]["url"].is_string(), "{command}");
+            secrets.insert(made["metadata"]["name"].as_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(creating.count(), 4);
+    // They are those that the values name.
+    let [values] = blocks(&page, "yaml")[..] else {
+        panic!("one file of values")
+    };
+    for secret in secrets {
+        assert!(
+            values.contains(&format!("existingSecret: {secret}\n")),
+            "{secret}"
+        );
+    }
+    let run = commands.iter().find(|it| it.starts_with("kubectl run "));
+    let (_, words) = run.unwrap().split_once(" -- ").unwrap();
+    let binary = std::process::Command::new(env!("CARGO_BIN_EXE_taffrail"))
+        .args(words.split_whitespace())
+        .arg("--help")
+        .output()
+        .unwrap();
+    assert!(binary.status.success(), "{words}: {binary:?}");
 }
 
 /// Copies the chart, for a test that changes it.

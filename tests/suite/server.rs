@@ -4,14 +4,16 @@
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use sqlx::{Connection as _, SqliteConnection};
 use taffrail::clock;
 use taffrail::journal::segment::{self, Kind, Piece};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use crate::store::{sums_kept, sums_of_rows};
@@ -587,6 +589,78 @@ async fn a_record_that_rots_in_the_journal_is_told_and_the_books_balance() {
     let bad = [("kind", "bad_frame")];
     assert_eq!(scrape.sum("taffrail_journal_faults_total", &bad), 1);
     assert_eq!(numbers(&home, "ok").await, (0..11).collect::<Vec<_>>());
+}
+
+/// An application in a container beside a plain sidecar: it asks one thing after the other, and when
+/// it is told to end it has five more to ask before it is done.
+const APPLICATION: &str = r#"
+import json, os, signal, urllib.request
+
+is_ending = False
+
+def end(*_):
+    global is_ending
+    is_ending = True
+
+signal.signal(signal.SIGTERM, end)
+number, left = 0, 5
+while left:
+    left -= is_ending
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How far?"}], "stream": False,
+            "metadata": {"number": number, "events": 0, "pace_ms": 20, "is_held": False}}
+    request = urllib.request.Request(
+        os.environ["OPENAI_BASE_URL"] + "/chat/completions", json.dumps(body).encode(),
+        {"content-type": "application/json", "authorization": "Bearer sk-test",
+         "traceparent": f"00-{number + 1:032x}-00f067aa0ba902b7-01"})
+    assert json.load(urllib.request.urlopen(request))["usage"]
+    number += 1
+    print(number, flush=True)
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_gets_sigterm_together_with_its_sidecar_loses_nothing() {
+    let chat = Chat::start().await;
+    let mut home = Home::new(chat.address);
+    // What the injector gives a pod whose grace period is the usual 30 seconds.
+    home.set("PROXY__SHUTDOWN_GRACE", "23s");
+    let server = home.start().await;
+    let application = Command::new("python3")
+        .args(["-c", APPLICATION])
+        .env(
+            "OPENAI_BASE_URL",
+            format!("http://{}/openai/v1", server.proxy),
+        )
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    let Ok(mut application) = application else {
+        assert!(std::env::var("CI").as_deref() != Ok("1"), "no python3");
+        eprintln!("SKIP: no python3: run scripts/test-setup.sh");
+        return;
+    };
+    let mut asked = BufReader::new(application.stdout.take().unwrap()).lines();
+    assert_eq!(asked.next_line().await.unwrap().as_deref(), Some("1"));
+    let both = [application.id().unwrap(), server.process.id()].map(|id| id.to_string());
+    let told = Command::new("kill")
+        .args(["-s", "TERM"])
+        .args(both)
+        .status();
+    assert!(told.await.unwrap().success());
+
+    let mut count = 1;
+    while let Some(line) = asked.next_line().await.unwrap() {
+        count = line.parse::<u64>().unwrap();
+    }
+    assert!(
+        application.wait().await.unwrap().success(),
+        "a request failed"
+    );
+    assert!(count >= 6, "{count}");
+    let (status, log) = server.process.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+    let all: Vec<u64> = (0..count).collect();
+    assert_eq!(numbers(&home, "ok").await, all);
+    assert_eq!(home.rows().await.len(), all.len());
 }
 
 #[tokio::test]

@@ -80,6 +80,14 @@ impl Tools {
         serde_json::from_str(&self.script(&arguments, &documents.to_string())).unwrap()
     }
 
+    /// What a line of a shell with `kubectl create` would create.
+    pub(crate) fn kubectl_create(&self, line: &str) -> Value {
+        let mut command = Command::new("/bin/sh");
+        let line = format!("{line} --dry-run=client --output json");
+        command.args(["-c", &line]).env("PATH", &self.bin);
+        serde_json::from_str(&run(&mut command, "")).unwrap()
+    }
+
     /// Applies a JSON Patch to a manifest as kubectl does.
     pub(crate) fn kubectl_patch(&self, manifest: &Value, patch: &Value) -> Value {
         let mut command = Command::new(self.bin.join("kubectl"));
