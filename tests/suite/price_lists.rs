@@ -363,7 +363,7 @@ fn genai_prices_file_is_taken_under_names_that_it_spells_out() {
 proptest! {
     #[test]
     fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        for provider in ["openrouter", "fal"] {
+        for provider in ["openrouter", "fal", "replicate"] {
             let mut api = api(provider, &["a/b"]);
             let _taken = api.take(&bytes).is_ok();
             let _read = api.finish().is_ok();
