@@ -1,4 +1,5 @@
-//! What must hold of the wire formats and rewrites for any bytes, cut anywhere.
+//! What must hold of the wire formats and rewrites for any bytes, cut anywhere, and of whoever reads
+//! the answers of billing and price APIs.
 //!
 //! The property tests of the suite feed these functions with likely inputs, the fuzz targets
 //! with unlikely ones. Each compares with a plain reading of the whole, mostly by serde_json.
@@ -10,6 +11,10 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use taffrail::ask::{Answer, Ask, Fault};
+use taffrail::balance::{self, Next, Subject};
+use taffrail::bill::{self, Period, receipt};
+use taffrail::price::{PRICE_APIS, PriceList, import, price_api};
 use taffrail::provider::{self, End, JobStage, RequestHead, ResponseHead};
 use taffrail::proxy::job_urls::{JobUrlFilter, Place};
 use taffrail::proxy::rewrite::{Splicer, UsageEventFilter, inject_usage};
@@ -702,6 +707,113 @@ pub(crate) fn job_urls(bytes: &[u8], seed: u64) -> u32 {
     }
     assert_eq!(meant, means);
     replaced
+}
+
+// Answers of billing and price APIs.
+
+/// An answer with these bytes, of a status that the seed chooses.
+fn answer(bytes: &[u8], seed: u64) -> Answer {
+    let status = [200, 200, 200, 404, 403, 429][usize::try_from(seed % 6).unwrap()];
+    Answer {
+        status: http::StatusCode::from_u16(status).unwrap(),
+        headers: http::HeaderMap::new(),
+        body: bytes::Bytes::copy_from_slice(bytes),
+    }
+}
+
+/// A text of an error is one line, and no longer than what is kept.
+fn is_a_line(fault: &Fault) {
+    let own = fault.clone().without(None);
+    assert!(!own.detail.contains(['\n', '\r', '\0']), "{}", own.detail);
+}
+
+/// Whatever comes next goes where the first call went: no answer leads a key elsewhere.
+fn stays(first: &Ask, next: Option<&Ask>) {
+    if let Some(next) = next {
+        assert_eq!((next.host, &next.key), (first.host, &first.key));
+    }
+}
+
+/// Whoever reads balances.
+pub(crate) fn balances(bytes: &[u8], seed: u64) {
+    let answer = answer(bytes, seed);
+    for vendor in balance::VENDORS {
+        let api = balance::api(vendor).unwrap();
+        let subject = Subject {
+            billing_id: Some("team"),
+            currency: "USD",
+        };
+        let first = api.first(&subject).unwrap();
+        let told = api.read(&subject, &first, &answer);
+        assert_eq!(told, api.read(&subject, &first, &answer), "{vendor}");
+        match told {
+            Ok(Next::Balances(balances)) => {
+                assert!(balances.iter().all(|it| !it.currency.is_empty()))
+            }
+            // fal and OpenRouter have a second place to ask at, which is theirs.
+            Ok(Next::Ask(next)) => {
+                let host = next.host.trim_start_matches("https://");
+                let mut domains = api.domains().iter();
+                let is_theirs =
+                    domains.any(|it| host == it.name || host.ends_with(&format!(".{}", it.name)));
+                assert!(is_theirs, "{vendor}: {host}");
+            }
+            Err(fault) => is_a_line(&fault),
+        }
+    }
+    let _kept = balance::scrubbed(bytes, None);
+}
+
+/// Whoever reads bills and receipts.
+pub(crate) fn bills(bytes: &[u8], seed: u64) {
+    let answer = answer(bytes, seed);
+    let day = |text: &str| text.parse().unwrap();
+    let period = Period {
+        from: day("2026-11-20"),
+        to: day("2026-11-23"),
+    };
+    for vendor in bill::VENDORS {
+        let api = bill::api(vendor).unwrap();
+        let first = api.first(period, None);
+        match api.read(period, &first, &answer) {
+            Ok(page) => {
+                assert!(page.days.keys().all(|day| period.has(*day)), "{vendor}");
+                stays(&first, page.next.as_ref());
+            }
+            Err(fault) => is_a_line(&fault),
+        }
+    }
+    for vendor in receipt::VENDORS {
+        let api = receipt::api(vendor).unwrap();
+        let ids = ["gen-1"];
+        let first = api.first(&ids, "2026-11-20T00:00:00Z".parse().unwrap());
+        match api.read(&ids, &first, &answer) {
+            Ok(page) => {
+                stays(&first, page.next.as_ref());
+                let mut receipts = receipt::Receipts::default();
+                page.lines.into_iter().for_each(|line| receipts.add(line));
+                if let receipt::Receipt::Clear(cost) = receipts.of("gen-1") {
+                    assert!(cost.total >= taffrail::money::Usd::ZERO);
+                }
+            }
+            Err(fault) => is_a_line(&fault),
+        }
+    }
+}
+
+/// Whoever reads price lists.
+pub(crate) fn prices(bytes: &[u8], _: u64) {
+    for facts in PRICE_APIS {
+        let models = ["a/b".to_owned()];
+        let mut api = price_api(facts.provider, &PriceList::default(), &models).unwrap();
+        let first = api.ask().unwrap();
+        if api.take(bytes).is_ok() {
+            stays(&first, api.ask().as_ref());
+        }
+        let _refused = api.is_refused();
+        let _read = api.finish().is_ok();
+    }
+    let _imported = import(&String::from_utf8_lossy(bytes)).is_ok();
 }
 
 // The meters of jobs.
