@@ -9,6 +9,7 @@ use crate::ask::Ask;
 use super::fal::FalPrices;
 use super::list::{PriceList, Reading};
 use super::openrouter::OpenRouterPrices;
+use super::replicate::Deployments;
 
 /// An answer that is no price list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +63,10 @@ pub const PRICE_APIS: &[PriceApiFacts] = &[
         provider: "fal",
         needs_key: true,
     },
+    PriceApiFacts {
+        provider: "replicate",
+        needs_key: true,
+    },
 ];
 
 /// A reading of that provider's list. `before` is what it listed last, and `models` are names that
@@ -74,6 +79,7 @@ pub fn price_api(
     match provider {
         "openrouter" => Some(Box::new(OpenRouterPrices::default())),
         "fal" => Some(Box::new(FalPrices::of(before, models))),
+        "replicate" => Some(Box::new(Deployments::of(before))),
         _ => None,
     }
 }

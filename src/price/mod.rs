@@ -26,6 +26,7 @@ mod names;
 mod number;
 mod openrouter;
 mod rates;
+mod replicate;
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -227,8 +228,9 @@ impl PriceBook {
                 .models
                 .into_iter()
                 .filter_map(|(model, entry)| {
-                    let Entry::Prices(new) = entry else {
-                        return None;
+                    let new = match entry {
+                        Entry::Prices(new) => new,
+                        Entry::SameAs(other) => self.now_as(&listed.name, &other, &version)?,
                     };
                     let known = self.known(&listed.name, &model, SAME_AS_HOPS_MAX);
                     let laid = match known {
@@ -246,6 +248,19 @@ impl PriceBook {
             }
         }
         Ok(())
+    }
+
+    /// What the model of that name costs last, as a price of that version.
+    fn now_as(&self, provider: &str, model: &str, of: &Version<'_>) -> Option<Arc<ModelPrices>> {
+        let (known, _) = self.known(provider, model, SAME_AS_HOPS_MAX)?;
+        let price = Price {
+            layer: of.layer,
+            version: of.name.into(),
+            from: None,
+            ..known.all().last()?.clone()
+        };
+        let prices = vec![price];
+        Some(Arc::new(ModelPrices { prices }))
     }
 
     fn insert(&mut self, entries: Vec<ProviderEntries>) {

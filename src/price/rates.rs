@@ -452,10 +452,11 @@ impl Price {
     /// What `usage` costs; `Err` is the first quantity without a rate.
     pub(super) fn cost(&self, usage: &Usage, terms: Terms<'_>) -> Result<Cost, Missing> {
         let sheet = self.sheet(terms, usage);
+        // Tokens cost the same in every size.
         let is_size_unknown = terms.variant.is_none() && !self.variants.is_empty();
-        let missing = match sheet.is_undecided || is_size_unknown {
-            true => Missing::Qualifier,
-            false => Missing::Unit,
+        let missing = |unit: Unit| match sheet.is_undecided || is_size_unknown && !unit.is_token() {
+            true => Missing::Qualifier(unit),
+            false => Missing::Unit(unit),
         };
         let mut tokens = Decimal::ZERO;
         let mut others = Decimal::ZERO;

@@ -341,9 +341,7 @@ impl InputReader {
             facts: RequestFacts::default(),
         }
     }
-}
 
-impl InputReader {
     fn found(
         values: &mut InputValues,
         qualifiers: &mut Qualifiers,

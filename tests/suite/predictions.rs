@@ -13,7 +13,7 @@ use taffrail::usage::Unit;
 
 use crate::chat_jobs::exchange;
 use crate::golden::fixtures;
-use crate::support::binary::{Home, Server};
+use crate::support::binary::{Home, Scrape, Server};
 use crate::support::http::{Seen, ask};
 use crate::support::sidecar::{Setup, Sidecar, route};
 use crate::support::vendor::{Reply, Vendor};
@@ -288,6 +288,45 @@ async fn a_job_is_charged_by_its_time_and_the_hardware_that_the_price_list_says(
         \"stability-ai/sdxl\" = \"gpu-l40s\"\n\"acme/my-app-image-generator\" = \"gpu-t4\"\n";
     let deployed = priced_by(both, "get-deployment").await;
     assert_eq!(deployed["cost_usd"], "0.0004725");
+}
+
+#[tokio::test]
+async fn what_a_deployment_runs_on_is_asked_of_replicate() {
+    let (create, created) = exchange("replicate", "create-deployment");
+    let (poll, ended) = exchange("replicate", "get-deployment");
+    let (_, deployment) = exchange("replicate", "deployment");
+    let list = format!(
+        r#"{{"next":null,"results":[{}]}}"#,
+        String::from_utf8(deployment.body).unwrap()
+    );
+    let vendor = Vendor::start(move |asked| match (&*asked.method, &*asked.target) {
+        (_, "/v1/deployments") => Reply::json(list.clone()),
+        ("POST", _) => created.clone(),
+        _ => ended.clone(),
+    })
+    .await;
+    let url = vendor.url();
+    let home = Home::with(&format!(
+        "[providers.replicate]\nupstream = \"{url}\"\nbilling_url = \"{url}\"\n\
+         [[accounts]]\nprovider = \"replicate\"\nname = \"acme\"\napi_key = \"r8_account\"\n"
+    ));
+    let server = home.start().await;
+    let listed = [("provider", "replicate"), ("result", "ok")];
+    let is_listed = |scrape: &Scrape| scrape.sum("taffrail_price_refreshes_total", &listed) > 0;
+    server.once("the deployments are listed", is_listed).await;
+    for request in [create, poll] {
+        ask(server.proxy, &request).await;
+    }
+    server.stored(1).await;
+    server.stop().await;
+    let row = &home.logs().await[0];
+    assert_eq!(row["cost_usd"], "0.0004725");
+    assert_eq!(row["cost_source"], "catalog");
+    let version = row["price_version"].as_str().unwrap();
+    assert!(version.starts_with("replicate-20"), "{version}");
+    let asked = vendor.asked();
+    assert_eq!(asked[0].target, "/v1/deployments");
+    assert_eq!(asked[0].header("authorization"), Some("Bearer r8_account"));
 }
 
 #[tokio::test]

@@ -12,8 +12,11 @@ use proptest::prelude::*;
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 use taffrail::money::{Usd, parse_decimal};
-use taffrail::price::{PriceApi, PriceList, Reading, Unreadable, import, price_api};
-use taffrail::record::CostSource;
+use taffrail::price::{
+    Layer, PriceApi, PriceBook, PriceList, Query, Reading, Unreadable, Version, import, price_api,
+};
+use taffrail::qualifier::Qualifiers;
+use taffrail::record::{CostSource, Operation};
 use taffrail::store::{Config, CostChange, NewPriceVersion, Store, StoreError};
 use taffrail::usage::{Unit, Usage};
 
@@ -154,6 +157,116 @@ fn fal_is_asked_for_fifty_endpoints_at_a_time_and_for_halves_of_what_it_refuses(
 }
 
 #[test]
+fn replicates_deployments_cost_what_their_hardware_does() {
+    let page = |deployments: Value, next: Value| {
+        let answer = json!({ "previous": null, "next": next, "results": deployments });
+        answer.to_string().into_bytes()
+    };
+    let deployment = |name: &str, hardware: Value| {
+        json!({ "owner": "acme", "name": name, "current_release": {
+            "number": 1, "model": "stability-ai/sdxl",
+            "configuration": { "hardware": hardware, "min_instances": 1, "max_instances": 5 },
+        } })
+    };
+    let mut api = api("replicate", &[]);
+    let ask = api.ask().unwrap();
+    assert_eq!(
+        (ask.host, &*ask.path),
+        ("https://api.replicate.com", "/v1/deployments")
+    );
+    let first = json!([
+        deployment("app", json!("gpu-t4")),
+        deployment("bare", Value::Null),
+        {}
+    ]);
+    let next = json!("https://api.replicate.com/v1/deployments?cursor=cD0yMDI0");
+    api.take(&page(first, next.clone())).unwrap();
+    assert_eq!(api.ask().unwrap().path, "/v1/deployments?cursor=cD0yMDI0");
+    // The same page again has no end, and no page is at another host.
+    let mut again = price_api("replicate", &PriceList::default(), &[]).unwrap();
+    for next in [
+        json!("https://example.com/v1/deployments?cursor=a"),
+        json!(null),
+    ] {
+        again.take(&page(json!([]), next)).unwrap();
+        assert_eq!(again.ask(), None);
+    }
+    // An account without deployments is no fault.
+    assert!(again.finish().unwrap().list.is_empty());
+    let second = json!([deployment("trained", json!("gpu-h100-8x"))]);
+    api.take(&page(second, next)).unwrap();
+    assert_eq!(api.ask(), None);
+    let reading = api.finish().unwrap();
+    let expected = json!({ "acme/app": "gpu-t4", "acme/trained": "gpu-h100-8x" });
+    assert_eq!(json!(entries(&reading)), expected);
+    assert_eq!(reasons(&reading)["acme/bare"], "on no stated hardware");
+
+    let mut book = PriceBook::embedded();
+    let lay =
+        |book: &mut PriceBook, list: &PriceList, before: &PriceList, name: &str, day: &str| {
+            let changes = list.changes_since(before);
+            assert_eq!(changes.concerns(Layer::Api, book, at(day)).unwrap(), []);
+            let version = Version {
+                name,
+                layer: Layer::Api,
+                effective_from: at(day),
+                catalogue: &changes.to_json(),
+            };
+            book.lay(version, at("2026-11-01T00:00:00Z")).unwrap();
+        };
+    lay(
+        &mut book,
+        &reading.list,
+        &PriceList::default(),
+        "replicate-1",
+        "2026-11-24T00:00:00Z",
+    );
+    // It is moved, and another one is gone.
+    let mut later = price_api("replicate", &reading.list, &[]).unwrap();
+    later
+        .take(&page(
+            json!([deployment("app", json!("gpu-a40-large"))]),
+            json!(null),
+        ))
+        .unwrap();
+    let later = later.finish().unwrap();
+    assert_eq!(later.list.len(), 2);
+    lay(
+        &mut book,
+        &later.list,
+        &reading.list,
+        "replicate-2",
+        "2026-11-25T00:00:00Z",
+    );
+    let minute = Usage::new().with(Unit::ComputeSecond, 60);
+    let nothing = Qualifiers::default();
+    for (model, day, cost, version) in [
+        ("acme/app", "2026-11-24T12:00:00Z", "0.0135", "replicate-1"),
+        ("acme/app", "2026-11-25T12:00:00Z", "0.0435", "replicate-2"),
+        (
+            "acme/trained",
+            "2026-11-25T12:00:00Z",
+            "0.732",
+            "replicate-1",
+        ),
+    ] {
+        let priced = book.price(&Query {
+            provider: "replicate",
+            model,
+            usage: &minute,
+            service_tier: None,
+            region: None,
+            image_variant: None,
+            qualifiers: [&nothing, &nothing],
+            operation: Operation::Prediction,
+            at: at(day),
+        });
+        let seen = (priced.cost.map(|cost| cost.to_string()), &*priced.version);
+        assert_eq!(seen, (Some(cost.to_owned()), version), "{model} {day}");
+    }
+}
+
+#[test]
 fn litellms_file_is_taken_by_what_its_keys_say() {
     let file = json!({
         "sample_spec": {"litellm_provider": "openai", "input_cost_per_token": 1},
@@ -250,7 +363,7 @@ fn genai_prices_file_is_taken_under_names_that_it_spells_out() {
 proptest! {
     #[test]
     fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        for provider in ["openrouter", "fal"] {
+        for provider in ["openrouter", "fal", "replicate"] {
             let mut api = api(provider, &["a/b"]);
             let _taken = api.take(&bytes).is_ok();
             let _read = api.finish().is_ok();
