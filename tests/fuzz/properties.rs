@@ -7,14 +7,18 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use taffrail::ask::{Answer, Ask, Fault};
 use taffrail::balance::{self, Next, Subject};
 use taffrail::bill::{self, Period, receipt};
 use taffrail::price::{PRICE_APIS, PriceList, import, price_api};
+use taffrail::provider::{self, End, JobStage, RequestHead, ResponseHead};
 use taffrail::proxy::job_urls::{JobUrlFilter, Place};
 use taffrail::proxy::rewrite::{Splicer, UsageEventFilter, inject_usage};
+use taffrail::qualifier::Qualifier;
 use taffrail::wire::inflate::{Decoding, Inflater, OUTPUT_BYTES_MAX};
 use taffrail::wire::json::{
     Found, Kind, MAX_DEPTH, Path, Picker, Selector, Status, Step, Want, decimal_of, text_of,
@@ -810,4 +814,101 @@ pub(crate) fn prices(bytes: &[u8], _: u64) {
         let _read = api.finish().is_ok();
     }
     let _imported = import(&String::from_utf8_lossy(bytes)).is_ok();
+}
+
+// The meters of jobs.
+
+/// A call of each kind to the vendors of jobs: whose route it is, its method and path.
+const JOB_CALLS: [(&str, Method, &str); 12] = [
+    ("replicate", Method::POST, "/v1/predictions"),
+    ("replicate", Method::GET, "/v1/predictions/p1"),
+    ("replicate", Method::POST, "/v1/predictions/p1/cancel"),
+    (
+        "replicate",
+        Method::POST,
+        "/v1/deployments/acme/app/predictions",
+    ),
+    ("replicate", Method::GET, "/v1/trainings/t1"),
+    ("replicate-stream", Method::GET, "/v1/files/f1"),
+    ("fal", Method::POST, "/fal-ai/flux/dev"),
+    ("fal", Method::POST, "/fal-ai/flux/dev/stream"),
+    ("fal-queue", Method::POST, "/fal-ai/flux/dev"),
+    ("fal-queue", Method::GET, "/fal-ai/flux/requests/r1/status"),
+    (
+        "fal-queue",
+        Method::GET,
+        "/fal-ai/flux/requests/r1/status/stream",
+    ),
+    ("fal-queue", Method::GET, "/fal-ai/flux/requests/r1"),
+];
+
+/// What the header of fal's billing units may say.
+const UNITS: [&str; 8] = ["", "1", "0", "3.008", "-2", "1e999", "NaN", "one"];
+
+const STATUSES: [u16; 7] = [200, 201, 202, 400, 403, 422, 502];
+
+/// A report of these bytes as the answer to a call, and what a reader makes of them as its request,
+/// depend on neither how they are cut nor how often they are read; no quantity is below zero, no
+/// text is endless, and what costs nothing by itself reports nothing but a job. The seed chooses
+/// the call. Returns how far the job is that the answer tells of.
+pub(crate) fn job_meters(bytes: &[u8], seed: u64) -> Option<JobStage> {
+    let choose = |count: usize, shift: u32| {
+        let chance = usize::try_from(seed.rotate_right(shift) & 0xffff).unwrap();
+        chance % count
+    };
+    let (route, method, path) = &JOB_CALLS[choose(JOB_CALLS.len(), 0)];
+    let provider = provider::builtin(route).unwrap();
+    let mut asked = HeaderMap::new();
+    if path.contains("stream") || path.contains("/files/") {
+        asked.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+    }
+    let head = RequestHead {
+        method,
+        path,
+        query: None,
+        headers: &asked,
+    };
+    let call = provider.recognise(head);
+    let request = agreed(bytes, seed, |pieces| {
+        let mut reader = provider.read_request(&call, head);
+        pieces.iter().for_each(|piece| reader.push(piece));
+        reader.end();
+        reader.facts().clone()
+    });
+    let types = ["application/json", "text/event-stream", "text/html"];
+    let content_type = HeaderValue::from_static(types[choose(types.len(), 16)]);
+    let mut headers: HeaderMap = [(CONTENT_TYPE, content_type)].into_iter().collect();
+    let units = UNITS[choose(UNITS.len(), 32)];
+    if !units.is_empty() {
+        headers.insert("x-fal-billable-units", HeaderValue::from_static(units));
+    }
+    let status = StatusCode::from_u16(STATUSES[choose(STATUSES.len(), 48)]).unwrap();
+    let ends = [End::Complete, End::Truncated, End::Cancelled, End::TimedOut];
+    let report = agreed(bytes, seed, |pieces| {
+        let head = ResponseHead {
+            status,
+            headers: &headers,
+        };
+        let mut meter = provider.meter(&call, head);
+        let mut milestones = 0;
+        for piece in pieces {
+            milestones += u32::from(meter.push(piece).is_some());
+        }
+        assert!(milestones <= 1, "{call:?}");
+        meter.finish(ends[choose(ends.len(), 24)], &request)
+    });
+    for (unit, quantity) in report.parts.iter().flat_map(|part| part.usage.iter()) {
+        assert!(!quantity.is_sign_negative(), "{unit} {quantity}");
+    }
+    for qualifiers in [&report.qualifiers, &request.qualifiers] {
+        for qualifier in Qualifier::ALL {
+            assert!(qualifiers.get(qualifier).is_none_or(|it| it.len() <= 40));
+        }
+    }
+    if call.operation.is_control() && call.job.is_none() {
+        assert_eq!((report.parts.len(), &report.job), (0, &None), "{call:?}");
+    }
+    let job = report.job?;
+    assert!(!job.id.is_empty() && job.id.len() <= provider::NAME_BYTES_MAX);
+    Some(job.stage)
 }

@@ -385,6 +385,9 @@ const SEEDED: &[(&str, Check)] = &[
     ("balances", properties::balances),
     ("bills", properties::bills),
     ("prices", properties::prices),
+    ("jobs", |bytes, seed| {
+        properties::job_meters(bytes, seed);
+    }),
 ];
 
 type Encode = fn(&[u8]) -> Vec<u8>;
