@@ -25,6 +25,7 @@ use crate::bill;
 use crate::bill::receipt::{self, Receipt, ReceiptApi, Receipts};
 use crate::clock;
 use crate::metrics::{Metrics, ReceiptResult, SyncResult};
+use crate::money::Usd;
 use crate::proxy::Providers;
 use crate::record::CostSource;
 use crate::store::{CostChange, ReceiptTry, Store, StoreError, UncertainCost, UncertainQuery};
@@ -328,7 +329,7 @@ impl OfAccount<'_> {
                     day: row.day,
                     old_cost_usd: row.cost_usd,
                     cost_usd: cost.total.dollars(),
-                    cost_upstream_usd: cost.upstream.map(crate::money::Usd::dollars),
+                    cost_upstream_usd: cost.upstream.map(Usd::dollars),
                     cost_source: CostSource::Provider,
                     price_version: None,
                 }),

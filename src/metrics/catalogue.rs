@@ -710,7 +710,8 @@ pub const RETENTION_DROPPED: Descriptor = family(
     "taffrail_retention_dropped_total",
     &["kind"],
     "What was older than its retention and was dropped: whole days of rows, and rows of the others",
-);
+)
+.diagnostic();
 
 /// Runs of scheduled tasks.
 pub const SCHEDULE_RUNS: Descriptor = family(

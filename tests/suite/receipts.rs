@@ -14,7 +14,7 @@ use taffrail::fault::Outcome;
 use taffrail::money::Usd;
 use taffrail::provider;
 use taffrail::record::{CostSource, Operation, UnpricedReason, UsageRecord};
-use taffrail::store::{Config, Dimension, LogQuery, Store, UsageQuery};
+use taffrail::store::{Config, CostChange, Dimension, LogQuery, Store, UsageQuery};
 use taffrail::usage::{Unit, Usage};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -444,6 +444,26 @@ async fn costs_are_asked_for(url: &str, exporter_url: &str, sums: impl AsyncFn()
     let kept = store.logs(&all_rows).await.unwrap();
     assert_eq!(sums().await, sums_of_rows(&kept));
 
+    // Whoever comes late, with an old view of a row, changes nothing.
+    let late: Vec<CostChange> = rows
+        .iter()
+        .filter(|row| row["cost_source"] == "provider")
+        .flat_map(|row| {
+            let text = |key: &str| row[key].as_str();
+            let known = text("cost_usd").map(|cost| cost.parse().unwrap());
+            [None, known].map(|old_cost_usd| CostChange {
+                id: text("id").unwrap().parse().unwrap(),
+                day: text("day").unwrap().parse().unwrap(),
+                old_cost_usd,
+                cost_usd: Decimal::TEN,
+                cost_upstream_usd: None,
+                cost_source: CostSource::Provider,
+                price_version: None,
+            })
+        })
+        .collect();
+    assert_eq!(late.len(), 16);
+    assert_eq!(store.state_costs(&late).await.unwrap(), 0);
     let by_provider = UsageQuery {
         since: clock::wall() - TimeDelta::days(4),
         by: vec![Dimension::Provider],

@@ -113,7 +113,11 @@ fn respond(books: &Books, head: &Parts) -> Response<Full<Bytes>> {
     let now = clock::wall();
     let (status, body) = match books.reply(head.uri.path(), head.uri.query(), now) {
         Some(body) => (StatusCode::OK, body),
-        None => (StatusCode::NOT_FOUND, r#"{"error":"not found"}"#.to_owned()),
+        // As OpenRouter says it, of a generation as well.
+        None => (
+            StatusCode::NOT_FOUND,
+            r#"{"error":{"message":"Not found","code":404}}"#.to_owned(),
+        ),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
@@ -161,6 +165,10 @@ impl Books {
                     "starting_at": start(day).to_rfc3339_opts(SecondsFormat::Secs, true),
                     "results": [{"currency": "USD", "amount": (usd * Decimal::ONE_HUNDRED).to_string()}],
                 })).collect::<Value>()}),
+            // Nothing is told later that would part the rows from what the clients counted.
+            "/v1/models/billing-events" => {
+                json!({"billing_events": [], "next_cursor": null, "has_more": false})
+            }
             "/api/v1/models" => return Some(openrouter::price_list(now.timestamp())),
             "/v1/models/pricing" => return Some(work::price_list(query.unwrap_or_default())),
             _ => return None,
