@@ -122,6 +122,9 @@ impl HeadReader {
             let Some((head, length)) = parse(rest, &self.method)? else {
                 break;
             };
+            if length > self.bytes_max {
+                return Err(Invalid::HeadTooLong);
+            }
             read += length;
             let is_final =
                 !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS;
