@@ -457,7 +457,7 @@ impl Service {
         let (mut head, provider) = match switched {
             Ok(Switched::Yes(head, provider)) => (head, provider),
             Ok(Switched::No(exchanged)) => {
-                return self.respond(route, settlement, exchanged, &Injection::None, None);
+                return self.respond(route, settlement, *exchanged, &Injection::None, None);
             }
             Err(error) => return self.refuse(&mut settlement, Refusal::no_response(&error)),
         };

@@ -13,6 +13,7 @@ use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -22,7 +23,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use hyper::ext::ReasonPhrase;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt as _, Chain, Join, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, Chain, Join, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
@@ -202,7 +203,7 @@ pub(super) enum Switched {
     /// `101`, and the connection.
     Yes(http::response::Parts, UpgradedStream),
     /// An ordinary response.
-    No(Exchanged),
+    No(Box<Exchanged>),
 }
 
 /// A connection on which HTTP is over, with what came behind the response's head.
@@ -292,7 +293,7 @@ impl Upstreams {
         let (link, received) = self.send_anew(upstream, &mut request, None).await?;
         if received.head.status != StatusCode::SWITCHING_PROTOCOLS {
             let exchanged = self.exchanged(name, link, request, received, None);
-            return Ok(Switched::No(exchanged));
+            return Ok(Switched::No(Box::new(exchanged)));
         }
         let Some(stream) = Rc::into_inner(link.stream).map(RefCell::into_inner) else {
             return Err(broken(upstream, io::ErrorKind::ResourceBusy.into()));
@@ -307,7 +308,7 @@ impl Upstreams {
         self: &Rc<Self>,
         name: &Arc<str>,
         link: Link,
-        mut request: Outbound,
+        request: Outbound,
         received: Received,
         progress: Option<&Progress>,
     ) -> Exchanged {
@@ -317,12 +318,7 @@ impl Upstreams {
         let uploads = received.is_sound && !is_sent && !is_held;
         let upload = uploads.then(|| {
             let stream = link.stream.clone();
-            AbortOnDropHandle::new(tokio::task::spawn_local(async move {
-                let sending = poll_fn(|cx| request.poll_send(cx, &mut stream.borrow_mut()));
-                if let Err(error) = sending.await {
-                    tracing::debug!(?error, "an upload ended early");
-                }
-            }))
+            AbortOnDropHandle::new(tokio::task::spawn_local(upload(request, stream)))
         });
         let is_reusable = received.is_sound && is_sent && received.head.keeps_alive;
         let (head, body) = parts(received.head);
@@ -552,6 +548,18 @@ impl Failed {
         let elapsed = link.silence.since().elapsed();
         let is_stale = request.is_untouched() || self.error.is_stale(request.method(), elapsed);
         is_stale && request.rewind()
+    }
+}
+
+/// Sends the rest of a request whose response has begun.
+async fn upload(mut request: Outbound, stream: Rc<RefCell<Stream>>) {
+    let sending = poll_fn(|cx| request.poll_send(cx, &mut stream.borrow_mut()));
+    let Err(error) = sending.await else { return };
+    tracing::debug!(?error, "an upload ended early");
+    // Otherwise the provider would wait for the rest.
+    let closing = poll_fn(|cx| Pin::new(&mut *stream.borrow_mut()).poll_shutdown(cx));
+    if let Err(error) = closing.await {
+        tracing::debug!(%error, "a connection was closed already");
     }
 }
 
