@@ -1,12 +1,22 @@
 # The few verbs of this repository; CI calls the same ones.
 
-.PHONY: demo test check golden torture bench help
+.PHONY: demo observe screenshots test check golden torture bench help
 
 help: ## Show this list.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 demo: ## Build Taffrail and show it at work, without a key or a server.
 	cargo run --locked -- demo
+
+observe: ## The dashboards of the demo's traffic, with a Prometheus and a Postgres, until Ctrl-C.
+	scripts/test-setup.sh
+	cargo build --locked
+	grafana/viewer/run.sh observe
+
+screenshots: ## Draw every dashboard into grafana/screenshots, after twelve minutes of the demo's traffic.
+	scripts/test-setup.sh
+	cargo build --locked
+	grafana/viewer/run.sh observe --pictures $(CURDIR)/grafana/screenshots --minutes 12
 
 test: ## Set up what the tests need, then lint and run them all.
 	scripts/test-setup.sh

@@ -28,7 +28,8 @@ use taffrail::price::{PriceBook, Query};
 use taffrail::provider::{
     Call, End, Meter, Provider, Report, RequestFacts, RequestHead, ResponseHead, builtin,
 };
-use taffrail::record::{CostSource, Fidelity, Intent, UsageRecord};
+use taffrail::qualifier::Qualifiers;
+use taffrail::record::{CostSource, Fidelity, Intent, Operation, UsageRecord};
 use taffrail::usage::{Unit, Usage};
 use taffrail::wire::json::{Path, Picker, Selector, Step, Want};
 use taffrail::wire::sse::Decoder;
@@ -226,14 +227,16 @@ fn settling(criterion: &mut Criterion) {
     let book = PriceBook::embedded();
     let usage = usage();
     group.bench_function("price", |bench| {
+        let none = Qualifiers::default();
         let query = Query {
             provider: "openai",
             model: "gpt-4o-mini-2024-07-18",
             usage: &usage,
             service_tier: Some("default"),
             region: None,
-            is_sum: false,
             image_variant: None,
+            qualifiers: [&none, &none],
+            operation: Operation::Chat,
             at: clock::wall(),
         };
         bench.iter(|| book.price(black_box(&query)));

@@ -145,8 +145,7 @@ ADDITIONS = {
 }
 
 # Replicate's hardware by its SKU, in dollars a second (https://replicate.com/pricing). The API
-# tells neither what hardware costs nor what a model runs on, so that a user's file says which
-# model or deployment costs the same as which hardware.
+# tells neither what hardware costs nor what a model runs on.
 HARDWARE = "hardware, by Replicate's pricing page"
 REPLICATE_HARDWARE = {
     "cpu": "0.0001",
@@ -168,6 +167,47 @@ REPLICATE_HARDWARE = {
     "gpu-h100-2x": "0.00305",
     "gpu-h100-4x": "0.0061",
     "gpu-h100-8x": "0.0122",
+}
+
+# What models of the public run on that are billed by the second, as the page of each said that
+# day. Their owners may move them; a user's file says which hardware any other model costs the same
+# as. Only models that cannot be trained: a training may run on something else.
+REPLICATE_RUNS_ON = {
+    "allenhooo/lama": ("gpu-t4", "2026-07-30"),
+    "genmoai/mochi-1": ("gpu-h100", "2025-07-18"),
+    "lightricks/ltx-video": ("gpu-l40s", "2026-09-24"),
+    "openai/whisper": ("gpu-t4", "2025"),
+    "sczhou/codeformer": ("gpu-l40s", "2026-07-22"),
+    "tmappdev/lang-segment-anything": ("gpu-a100-large", "2026-07-30"),
+    "vaibhavs10/incredibly-fast-whisper": ("gpu-l40s", "2026"),
+}
+
+# Prices that no source lists and that depend on what is asked for, with where they are published.
+PUBLISHED_WHEN = {
+    ("replicate", "lightricks/ltx-2.5-fast"): (
+        [
+            {"resolution": "720p", "video_second": "0.03"},
+            {"resolution": "1080p", "video_second": "0.06"},
+            {"resolution": "2k", "video_second": "0.12"},
+            {"resolution": "4k", "video_second": "0.24"},
+        ],
+        "the model's page of 2026-09-25",
+    ),
+    ("replicate", "minimax/hailuo-2.3"): (
+        [
+            {"resolution": "768p", "seconds": 6, "billable_unit": "0.28"},
+            {"resolution": "768p", "seconds": 10, "billable_unit": "0.56"},
+            {"resolution": "1080p", "seconds": 6, "billable_unit": "0.49"},
+        ],
+        "the model's page of 2026-09-24, by the video",
+    ),
+    ("replicate", "wan-video/wan-2.5-i2v-fast"): (
+        [
+            {"resolution": "720p", "video_second": "0.068"},
+            {"resolution": "1080p", "video_second": "0.102"},
+        ],
+        "the model's page of 2026-09-24",
+    ),
 }
 
 # Prices that no source lists: (provider, model) -> rates by unit, and where they are published.
@@ -380,6 +420,7 @@ class Price:
         self.rates = Rates()
         self.tiers = {}
         self.variants = {}
+        self.when = []
         self.regions = {}
         self.estimate = []
         self.billable_unit_is = None
@@ -398,6 +439,8 @@ class Price:
         shown.update(self.rates.out())
         if self.variants:
             shown["variants"] = {k: self.variants[k] for k in sorted(self.variants)}
+        if self.when:
+            shown["when"] = self.when
         if self.tiers:
             shown["tiers"] = {name: self.tiers[name].out() for name in sorted(self.tiers)}
         if self.regions:
@@ -794,7 +837,7 @@ def check(ours, model, dropped):
         if any(number(rate) < 0 for _, rate in price.figures()):
             dropped.append((ours, model.name, "everything", "a negative rate"))
             return False
-    return any(price.rates or price.variants for price in model.prices)
+    return any(price.rates or price.variants or price.when for price in model.prices)
 
 
 # ---- Files ----------------------------------------------------------------------------------
@@ -834,8 +877,18 @@ def build(date, versions, providers, entries):
                 models.append(Model(name, [], [Price()], "o"))
                 models[-1].prices[0].rates.base = dict(rates)
                 applied.append((ours, name, ", ".join(rates), why))
+        for (provider, name), (when, why) in PUBLISHED_WHEN.items():
+            if provider == ours and all(model.name != name for model in models):
+                models.append(Model(name, [], [Price()], "o"))
+                models[-1].prices[0].when = when
+                applied.append((ours, name, "when", why))
         for model in models:
             model.aliases += ALSO_NAMED.get((ours, model.name), [])
+            for name, (hardware, page) in REPLICATE_RUNS_ON.items():
+                if ours == "replicate" and model.name == hardware:
+                    model.aliases.append(name)
+                    why = f"runs on {hardware}, by its page of {page}"
+                    applied.append((ours, name, "compute_second", why))
         listed, rows = set(), []
         for model in sorted(models, key=lambda model: model.name):
             correct(ours, model, applied, date)

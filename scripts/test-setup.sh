@@ -17,6 +17,8 @@ has_initdb || missing+=(postgresql)
 need setpriv util-linux
 need promtool prometheus
 need prometheus prometheus
+need prometheus-alertmanager prometheus-alertmanager
+need chromium chromium
 need strace strace
 need buildah buildah
 need python3 python3
@@ -90,6 +92,22 @@ if [ "$(cat "$venv/stamp" 2>/dev/null || true)" != "$wanted" ]; then
         printf '%s\n' "$wanted" >"$venv/stamp"
     else
         echo "cannot install the tools for the chart; its tests are skipped, or fail with CI=1" >&2
+    fi
+fi
+
+# The page that draws the dashboards, with what it is made of: some 300 MB and a minute, once.
+viewer=target/viewer
+wanted=$(cat grafana/viewer/package.json grafana/viewer/package-lock.json)
+if [ "$(cat "$viewer/stamp" 2>/dev/null || true)" != "$wanted" ]; then
+    echo "installing what draws the dashboards"
+    rm -rf "$viewer"
+    mkdir -p "$viewer"
+    cp grafana/viewer/package.json grafana/viewer/package-lock.json "$viewer"
+    if PATH="$PWD/target/sdk-venv/bin:$PATH" npm ci --silent --no-audit --no-fund --ignore-scripts \
+        --prefix "$viewer"; then
+        printf '%s\n' "$wanted" >"$viewer/stamp"
+    else
+        echo "cannot install what draws the dashboards; its tests are skipped, or fail with CI=1" >&2
     fi
 fi
 

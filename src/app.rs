@@ -24,6 +24,7 @@ use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
 use crate::exporter::prices::{Refresher, Shelf, is_failure, lay_versions};
+use crate::exporter::receipts::{self, Collector};
 use crate::exporter::reconcile::{self, Reconciler};
 use crate::exporter::schedule::{Schedule, Task};
 use crate::exporter::spend::show_spend;
@@ -108,10 +109,11 @@ impl App {
         let store = Store::lazy(&config.store)?;
         let tls_listener = match tls_listener {
             None => None,
-            Some(listener) => Some(TlsListener {
-                listener,
-                tls: server_tls(&config.proxy)?,
-            }),
+            Some(listener) => {
+                let tls = Arc::new(server_tls(&config.proxy)?);
+                show_expiry(&tls, &metrics);
+                Some(TlsListener { listener, tls })
+            }
         };
         let traffic = match proxy_listener {
             None => None,
@@ -134,6 +136,7 @@ impl App {
                     let own = Arc::new(read_balances(config, &store, &metrics)?);
                     tasks.extend(balance_tasks(config, &own));
                     tasks.push(reconcile_task(config, &store, &metrics)?);
+                    tasks.push(receipts_task(config, &store, &metrics)?);
                     syncing = Some(sync_action(own));
                 }
                 Some(Schedule::start(tasks, &metrics)?)
@@ -554,6 +557,31 @@ fn reconcile_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> any
     })
 }
 
+/// Asking for receipts by the clock.
+fn receipts_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Task> {
+    let collector = Arc::new(Collector::new(receipts::Parts {
+        accounts: config.accounts.clone(),
+        providers: config.providers.clone(),
+        fetcher: fetcher(config)?,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        config: config.receipts.clone(),
+        timeout: config.schedule.timeout,
+        holder: holder(),
+        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+    }));
+    Ok(Task {
+        name: "receipts",
+        cron: config.schedule.receipts.clone(),
+        jitter: config.schedule.jitter,
+        timeout: Some(config.schedule.timeout),
+        run: Box::new(move || {
+            let collector = collector.clone();
+            Box::pin(async move { collector.run().await })
+        }),
+    })
+}
+
 /// What this process is called in leases.
 fn holder() -> String {
     format!("{}/{}", instance().instance, clock::new_id().simple())
@@ -604,6 +632,14 @@ fn server_tls(config: &proxy::Config) -> anyhow::Result<ServerTls> {
         "a local authority vouches for proxy.tls_listen; `taffrail ca` prints its certificate"
     );
     ServerTls::from_authority(authority, clock::wall()).context("proxy.tls_listen")
+}
+
+/// Shows in each scrape when the certificate that is served then expires.
+fn show_expiry(tls: &Arc<ServerTls>, metrics: &Metrics) {
+    let tls = tls.clone();
+    metrics.on_scrape(Box::new(move |metrics| {
+        metrics.tls_certificate_expiry(tls.validity(clock::wall()).until);
+    }));
 }
 
 /// The local certificate authority, which is made if it is missing.
@@ -732,7 +768,7 @@ fn read_overlay(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Where this process runs, as the downward API and the host tell it.
-fn instance() -> Instance {
+pub fn instance() -> Instance {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let pod = variable("POD_NAME");
     Instance {

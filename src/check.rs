@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -20,11 +21,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::ask::FaultClass;
+use crate::clock;
 use crate::config::{Config, Role};
 use crate::exporter::balances::{self, Trial};
 use crate::exporter::fetch::Fetcher;
 use crate::provider;
-use crate::proxy::{self, ERROR_HEADER, tls_config};
+use crate::proxy::{self, ERROR_HEADER, Validity, tls_config};
 use crate::store::{self, Store, StoreError};
 
 /// How long an upstream may take to be resolved, connected to and shaken hands with.
@@ -39,6 +41,8 @@ const HEALTHY_PATH: &str = "/-/healthy";
 pub enum Status {
     /// As it should be.
     Ok,
+    /// As it should be, and not for long.
+    Warn,
     /// The server would not work.
     Fail,
     /// Not needed, or not known to be needed.
@@ -49,6 +53,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Status::Ok => "ok",
+            Status::Warn => "warn",
             Status::Fail => "FAIL",
             Status::Skip => "skip",
         })
@@ -87,7 +92,7 @@ impl fmt::Display for Item {
     }
 }
 
-/// Whether every item is ok or needless.
+/// Whether the server would work now.
 pub fn passed(items: &[Item]) -> bool {
     items.iter().all(|item| item.status != Status::Fail)
 }
@@ -118,7 +123,7 @@ pub async fn check(config: &Config) -> Vec<Item> {
         ));
         if let Some(address) = config.proxy.tls_listen {
             items.push(Item::of("proxy.tls_listen", proxy_port(address).await));
-            items.push(certificate(&config.proxy));
+            items.push(certificate(&config.proxy, clock::wall()));
         }
         items.push(Item::of("journal.dir", journal_dir(&config.journal.dir)));
     }
@@ -295,12 +300,15 @@ async fn free_port(address: SocketAddr) -> Result<String, String> {
     Err(format!("{address} cannot be listened on, {mend}"))
 }
 
-/// What applications that insist on https would be shown. Files were read when the configuration
-/// was.
-fn certificate(proxy: &proxy::Config) -> Item {
+/// What applications that insist on https would be shown.
+fn certificate(proxy: &proxy::Config, now: DateTime<Utc>) -> Item {
     if let Some(path) = &proxy.tls_cert_file {
-        let detail = format!("{} holds, with its key", path.display());
-        return Item::of("proxy.tls_cert_file", Ok(detail));
+        let (status, detail) = certificate_file(path, now);
+        return Item {
+            status,
+            name: "proxy.tls_cert_file".to_owned(),
+            detail,
+        };
     }
     let dir = &proxy.tls_ca_dir;
     let result = match write_in(dir) {
@@ -314,6 +322,37 @@ fn certificate(proxy: &proxy::Config) -> Item {
         )),
     };
     Item::of("proxy.tls_ca_dir", result)
+}
+
+/// How long the certificate in a file holds. That the key goes with it was seen when the
+/// configuration was read.
+fn certificate_file(path: &Path, now: DateTime<Utc>) -> (Status, String) {
+    const MEND: &str = "renew it and put the new one in its place: it is read again, without a \
+                        restart";
+    let path_shown = path.display();
+    let validity = std::fs::read(path).and_then(|pem| Validity::of_pem(&pem));
+    let Validity { since, until } = match validity {
+        Ok(validity) => validity,
+        Err(error) => return (Status::Fail, format!("{path_shown}: {error}")),
+    };
+    let day = |time: DateTime<Utc>| time.format("%Y-%m-%d %H:%M UTC").to_string();
+    if until <= now {
+        let over = format!(
+            "{path_shown} expired on {}, so applications refuse it",
+            day(until)
+        );
+        return (Status::Fail, format!("{over}; {MEND}"));
+    }
+    if since > now {
+        let early = format!("{path_shown} holds from {} on, not yet", day(since));
+        let mend = "check the clock of this machine, or wait";
+        return (Status::Fail, format!("{early}; {mend}"));
+    }
+    let holds = format!("{path_shown} holds until {}", day(until));
+    match (Validity { since, until }).ends_soon(now) {
+        true => (Status::Warn, format!("{holds}, which is soon; {MEND}")),
+        false => (Status::Ok, format!("{holds}, with its key")),
+    }
 }
 
 fn journal_dir(dir: &Path) -> Result<String, String> {

@@ -110,6 +110,16 @@ pub struct Demo {
     /// Seconds after which the demo ends by itself.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: Option<u64>,
+    /// The database that rows go to, in place of an embedded one: postgres://user@host:port/database.
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// What to be: all, or a sidecar alone beside a demo that shares its --store.
+    #[arg(long, value_name = "ROLE", default_value = "all")]
+    pub role: Role,
+    /// How many days before today to have rows and bills of.
+    #[arg(long, value_name = "DAYS", default_value_t = 7,
+          value_parser = clap::value_parser!(u32).range(..=60))]
+    pub history: u32,
 }
 
 /// `taffrail usage`.

@@ -23,7 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::exporter::housekeeping::Retention;
-use crate::exporter::{reconcile, schedule};
+use crate::exporter::{receipts, reconcile, schedule};
 use crate::proxy::{self, AttributionConfig, MeterConfig, Providers, jobs};
 use crate::{admin, injector, journal, metrics, store, telemetry};
 
@@ -66,6 +66,8 @@ pub struct Config {
     pub schedule: schedule::Config,
     /// How providers' bills are held against what was metered.
     pub reconcile: reconcile::Config,
+    /// How providers are asked what requests cost whose cost is unknown or an estimate.
+    pub receipts: receipts::Config,
     /// Asynchronous jobs: predictions, queued images, videos, background responses.
     pub jobs: jobs::Config,
     /// How long rows are kept.

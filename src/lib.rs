@@ -10,6 +10,7 @@ pub mod ask;
 pub mod caller;
 pub mod fault;
 pub mod money;
+pub mod qualifier;
 pub mod record;
 pub mod secret;
 pub mod usage;

@@ -78,7 +78,16 @@ async fn dispatch(cli: cli::Cli) -> anyhow::Result<u8> {
     match cli.command {
         Command::Run(run) => serve(&load(run.role)?.config).await,
         Command::Demo(options) => {
-            demo::run(options.seconds).await?;
+            demo::run(
+                options.seconds,
+                demo::Setting {
+                    ports: demo::Ports::Usual,
+                    store: options.store,
+                    role: options.role,
+                    history_days: options.history,
+                },
+            )
+            .await?;
             Ok(cli::EXIT_OK)
         }
         Command::Usage(usage) => print_usage(&load(None)?.config, usage).await,

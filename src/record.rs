@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::caller::{Caller, Instance};
 use crate::fault::Outcome;
 use crate::money::Usd;
+use crate::qualifier::Qualifiers;
 use crate::usage::Usage;
 
 macro_rules! names {
@@ -148,6 +149,8 @@ names! {
         ModelUnknown = "model_unknown",
         /// The model is known, a quantity used has no price.
         PriceMissing = "price_missing",
+        /// The price depends on a resolution, a size, sound or a length that is not known.
+        QualifierUnknown = "qualifier_unknown",
         /// The provider stated no usage, of a job also where it failed or was stopped.
         UsageMissing = "usage_missing",
         /// The request did not end, so its usage is not final.
@@ -249,6 +252,10 @@ pub struct UsageRecord {
     /// The part of the cost that another party bills.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_upstream_usd: Option<Usd>,
+    /// How much cheaper the request was for what it read from and wrote to caches, by list prices;
+    /// negative if it was dearer. Counted by metrics and not kept in rows.
+    #[serde(skip)]
+    pub cache_effect_usd: Option<Usd>,
     /// Where the cost comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_source: Option<CostSource>,
@@ -335,6 +342,9 @@ pub struct Report {
     pub provider_request_id: Option<String>,
     /// The size of a video (`1280x720`), which counts where the request did not say one.
     pub image_variant: Option<String>,
+    /// What else a price can depend on, as the response states it.
+    #[serde(default, skip_serializing_if = "Qualifiers::is_empty")]
+    pub qualifiers: Qualifiers,
     /// The consumption, in disjoint units; none of the parts is empty. Each is priced by itself,
     /// and several may be of one model: a long context is dearer for each, not for their sum.
     pub parts: Vec<Part>,
@@ -435,6 +445,9 @@ pub struct Job {
     /// Size and quality asked for, where a price depends on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_variant: Option<String>,
+    /// What else was asked for that a price can depend on.
+    #[serde(default, skip_serializing_if = "Qualifiers::is_empty")]
+    pub qualifiers: Qualifiers,
     /// Its end. The intent is then that of the call that saw it, and the job another process's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<Box<JobEnd>>,
@@ -466,6 +479,9 @@ pub struct JobHalf {
     pub instance: Instance,
     /// The intent that it keeps open for the job.
     pub intent: Intent,
+    /// Of a submit: when its process gives the job up, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_at: Option<DateTime<Utc>>,
 }
 
 impl JobHalf {
@@ -514,6 +530,7 @@ impl Intent {
             raw_usage: None,
             cost_usd: None,
             cost_upstream_usd: None,
+            cache_effect_usd: None,
             cost_source: None,
             price_version: None,
             unpriced_reason: Some(UnpricedReason::Incomplete),

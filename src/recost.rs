@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::money::{Usd, parse_decimal};
 use crate::price::{PriceBook, Query};
+use crate::qualifier::Qualifiers;
 use crate::record::{CostSource, Fidelity, Operation};
 use crate::store::{CostChange, CostQuery, LogRow, Store, TOKEN_COLUMNS};
 use crate::usage::{Unit, Usage};
@@ -116,13 +117,15 @@ fn reconsider(book: &PriceBook, row: &LogRow) -> Verdict {
         return Verdict::Unexplained;
     };
     let model = text("model_served").or(text("model_requested"));
-    let (Some(model), Some(usage), Some(day)) = (
+    let (Some(model), Some(operation), Some(usage), Some(day)) = (
         model,
+        text("operation").and_then(Operation::from_name),
         usage(row),
         text("day").and_then(|day| day.parse().ok()),
     ) else {
         return Verdict::Unexplained;
     };
+    let unknown = Qualifiers::default();
     let query = Query {
         provider,
         model,
@@ -130,7 +133,8 @@ fn reconsider(book: &PriceBook, row: &LogRow) -> Verdict {
         service_tier: text("service_tier"),
         region: None,
         image_variant: None,
-        is_sum: text("operation") == Some(Operation::Batch.as_str()),
+        qualifiers: [&unknown, &unknown],
+        operation,
         at,
     };
     let new = book.price(&query);
@@ -163,11 +167,12 @@ fn reconsider(book: &PriceBook, row: &LogRow) -> Verdict {
         day,
         old_cost_usd: old,
         cost_usd: cost.dollars(),
+        cost_upstream_usd: None,
         cost_source: match is_sure {
             true => CostSource::Catalog,
             false => CostSource::Estimated,
         },
-        price_version: new.version.to_string(),
+        price_version: Some(new.version.to_string()),
     })
 }
 

@@ -220,6 +220,28 @@ impl Usage {
             .map(|(_, quantity)| quantity)
             .reduce(Decimal::saturating_add)
     }
+
+    /// The same usage as it would have been without a cache, all that was read from one or written
+    /// to one being plain input; `None` if there is no such token.
+    pub fn uncached(&self) -> Option<Usage> {
+        let mut uncached = self.clone();
+        let mut moved = Decimal::ZERO;
+        for unit in [
+            Unit::CacheRead,
+            Unit::CacheWrite5m,
+            Unit::CacheWrite1h,
+            Unit::CacheWrite,
+        ] {
+            moved = moved.saturating_add(self.get(unit).unwrap_or_default());
+            uncached.clear(unit);
+        }
+        if moved.is_zero() {
+            return None;
+        }
+        let input = self.get(Unit::Input).unwrap_or_default();
+        uncached.set(Unit::Input, input.saturating_add(moved));
+        Some(uncached)
+    }
 }
 
 impl fmt::Debug for Usage {

@@ -40,27 +40,26 @@ pub(crate) fn run(
     duration: Duration,
     begin: impl FnOnce(),
 ) -> Seen {
-    let open = |_| {
-        let mut connection = Connection::open(address);
-        connection.ask(request, |_| {});
-        connection
-    };
-    let connected: Vec<Connection> = (0..connections).map(open).collect();
-    begin();
-    let go = Barrier::new(connected.len());
+    // Once when all have had their first answer, once when what `begin` reads has been read.
+    let go = Barrier::new(connections as usize + 1);
     let mut seen = Seen::default();
-    let started = clock::instant();
+    let mut started = clock::instant();
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..connections)
-            .zip(connected)
-            .map(|(number, mut connection)| {
-                let go = &go;
-                scope.spawn(move || {
-                    go.wait();
-                    connection.load(request, pattern, (number, connections), duration)
-                })
+        let go = &go;
+        let load = |number| {
+            scope.spawn(move || {
+                let mut connection = Connection::open(address);
+                connection.ask(request, |_| {});
+                go.wait();
+                go.wait();
+                connection.load(request, pattern, (number, connections), duration)
             })
-            .collect();
+        };
+        let threads: Vec<_> = (0..connections).map(load).collect();
+        go.wait();
+        begin();
+        started = clock::instant();
+        go.wait();
         for thread in threads {
             let one = thread.join().unwrap();
             seen.requests += one.requests;

@@ -70,9 +70,12 @@ create index api_usage_logs_started_at on taffrail.api_usage_logs (started_at de
 create index api_usage_logs_provider on taffrail.api_usage_logs (provider, started_at desc, id desc);
 create index api_usage_logs_outcome on taffrail.api_usage_logs (outcome, started_at desc, id desc)
     where outcome <> 'ok';
+-- What providers can be asked about: see uncertain_costs().
+create index api_usage_logs_uncertain on taffrail.api_usage_logs (provider, started_at)
+    where unpriced_reason is not null or cost_source = 'estimated';
 
 comment on table taffrail.api_usage_logs is
-    'One row per request or job that can cost money, inserted once by record_usage() and changed only by re-costing. Null is unknown, never zero.';
+    'One row per request or job that can cost money, inserted once by record_usage() and changed only by re-costing and receipts. Null is unknown, never zero.';
 comment on column taffrail.api_usage_logs.id is 'UUIDv7, made when the request started; derived from provider and job id for jobs.';
 comment on column taffrail.api_usage_logs.day is 'The UTC day that the id names: the partition that the row was born into, whatever clocks say later.';
 comment on column taffrail.api_usage_logs.started_at is 'When the request reached the sidecar, by the sidecar''s clock.';

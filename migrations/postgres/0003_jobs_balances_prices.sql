@@ -6,6 +6,7 @@ create table taffrail.api_jobs (
     job_id                 text        not null,
     id                     uuid        not null,
     submitted_at           timestamptz,
+    deadline_at            timestamptz,
     ended_at               timestamptz,
     is_settled             boolean     not null default false,
     submit_half            json,
@@ -21,6 +22,7 @@ comment on column taffrail.api_jobs.provider is 'The provider''s name.';
 comment on column taffrail.api_jobs.job_id is 'The provider''s id of the job.';
 comment on column taffrail.api_jobs.id is 'The id of the job''s row in api_usage_logs.';
 comment on column taffrail.api_jobs.submitted_at is 'When it was submitted.';
+comment on column taffrail.api_jobs.deadline_at is 'When the process that submitted it gives it up.';
 comment on column taffrail.api_jobs.ended_at is 'When it was first seen to have ended.';
 comment on column taffrail.api_jobs.is_settled is 'Whether the half of its end is all that will be told of it.';
 comment on column taffrail.api_jobs.submit_half is 'What the process that submitted it knows.';
@@ -100,7 +102,8 @@ comment on column taffrail.price_refreshes.checked_at is 'When its list was last
 comment on column taffrail.price_refreshes.held_back is 'Changes that look wrong, as in price_versions.catalogue; null is none.';
 comment on column taffrail.price_refreshes.held_back_reason is 'What looks wrong about them.';
 
--- What re-costing changed, row by row: the cost of a row before each change is here for ever.
+-- What re-costing and receipts changed, row by row: the cost of a row before each change is here for
+-- ever.
 create table taffrail.api_cost_changes (
     id                     uuid        not null,
     day                    date        not null,
@@ -111,7 +114,7 @@ create table taffrail.api_cost_changes (
     old_unpriced_reason    text,
     new_cost_usd           numeric     not null,
     new_cost_source        text        not null,
-    new_price_version      text        not null,
+    new_price_version      text,
     primary key (id, changed_at)
 );
 comment on table taffrail.api_cost_changes is 'The old and the new cost of each row whose cost was computed anew.';
@@ -124,7 +127,21 @@ comment on column taffrail.api_cost_changes.old_price_version is 'The version th
 comment on column taffrail.api_cost_changes.old_unpriced_reason is 'Why the cost was unknown before.';
 comment on column taffrail.api_cost_changes.new_cost_usd is 'The cost since.';
 comment on column taffrail.api_cost_changes.new_cost_source is 'Its source since.';
-comment on column taffrail.api_cost_changes.new_price_version is 'The version that it is priced with since.';
+comment on column taffrail.api_cost_changes.new_price_version is 'The version that it is priced with since; null is the provider''s own word.';
+
+-- How often providers were asked what a request cost, as long as they have not told.
+create table taffrail.api_receipt_tries (
+    id                     uuid        not null primary key,
+    tries                  integer     not null,
+    asked_at               timestamptz not null,
+    next_at                timestamptz not null
+);
+create index api_receipt_tries_asked_at on taffrail.api_receipt_tries (asked_at);
+comment on table taffrail.api_receipt_tries is 'Rows whose provider was asked what they cost and has not told.';
+comment on column taffrail.api_receipt_tries.id is 'The row in api_usage_logs.';
+comment on column taffrail.api_receipt_tries.tries is 'How often it was asked about.';
+comment on column taffrail.api_receipt_tries.asked_at is 'When it was last asked about.';
+comment on column taffrail.api_receipt_tries.next_at is 'When it may be asked about again.';
 
 -- What a provider billed for a day against what was metered. A day that was read again has its last
 -- bill: vendors still change recent days.

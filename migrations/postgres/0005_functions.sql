@@ -195,7 +195,7 @@ comment on function taffrail.record_usage(text) is
 -- Takes in what a process knows of jobs, and answers what is known of those that it asks for.
 -- Takes a JSON array of objects, one for each provider and job_id, with either half as text, or
 -- none to ask only:
---   {"provider", "job_id", "id", "submitted_at", "submit_half"}
+--   {"provider", "job_id", "id", "submitted_at", "deadline_at", "submit_half"}
 --   {"provider", "job_id", "id", "ended_at", "is_settled", "end_half"}
 --   {"provider", "job_id"}
 -- Returns a JSON array: {"provider", "job_id", "is_recorded", "end_half"} for each job that was not
@@ -206,14 +206,15 @@ set search_path = pg_catalog, taffrail, pg_temp
 as $$
 begin
     insert into taffrail.api_jobs as known (
-        provider, job_id, id, submitted_at, ended_at, is_settled, submit_half, end_half, updated_at
+        provider, job_id, id, submitted_at, deadline_at, ended_at, is_settled, submit_half, end_half,
+        updated_at
     )
     select distinct on (provider, job_id)
-        provider, job_id, id, submitted_at, ended_at, coalesce(is_settled, false),
+        provider, job_id, id, submitted_at, deadline_at, ended_at, coalesce(is_settled, false),
         submit_half::json, end_half::json, now()
     from json_to_recordset(batch::json) as told (
-        provider text, job_id text, id uuid, submitted_at timestamptz, ended_at timestamptz,
-        is_settled boolean, submit_half text, end_half text
+        provider text, job_id text, id uuid, submitted_at timestamptz, deadline_at timestamptz,
+        ended_at timestamptz, is_settled boolean, submit_half text, end_half text
     )
     where submit_half is not null or end_half is not null
     -- Always in the order of the key, as record_usage() takes it.
@@ -221,6 +222,7 @@ begin
     on conflict (provider, job_id) do update set
         id = case when excluded.submit_half is null then known.id else excluded.id end,
         submitted_at = coalesce(excluded.submitted_at, known.submitted_at),
+        deadline_at = coalesce(excluded.deadline_at, known.deadline_at),
         submit_half = coalesce(excluded.submit_half, known.submit_half),
         ended_at = coalesce(known.ended_at, excluded.ended_at),
         is_settled = known.is_settled or excluded.is_settled,
@@ -247,9 +249,10 @@ $$;
 comment on function taffrail.exchange_jobs(text) is
     'Takes in the halves of jobs that a process knows, and returns what others know of the jobs that it names.';
 
--- The jobs without a row whose last half has waited for the other one, or for an end, for too long,
--- oldest first: a JSON array of {"submit_half", "end_half"}, as text or null.
-create function taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) returns text
+-- The jobs without a row whose last half has waited for the other one for too long, or whose
+-- deadline is that long over, oldest first: a JSON array of {"submit_half", "end_half"}, as text or
+-- null.
+create function taffrail.overdue_jobs(grace interval, rows_max integer) returns text
 language sql stable security definer
 set search_path = pg_catalog, taffrail, pg_temp
 as $$
@@ -261,12 +264,12 @@ as $$
         from taffrail.api_jobs
         where recorded_at is null
             and updated_at <= now() - grace
-            and (end_half is not null or submitted_at <= now() - deadline)
+            and (end_half is not null or deadline_at <= now() - grace)
         order by updated_at
         limit rows_max
     ) as overdue
 $$;
-comment on function taffrail.overdue_jobs(interval, interval, integer) is
+comment on function taffrail.overdue_jobs(interval, integer) is
     'The halves of jobs that have no row and wait in vain for the other half or an end.';
 
 -- Forgets jobs that got their row before a day, at most that many at a time; returns how many.
@@ -518,24 +521,27 @@ begin
     from unnest(days) as wanted;
     with before as materialized (
         select
-            logs.id, logs.day, told.cost_usd, told.cost_source, told.price_version,
-            logs.cost_usd as old_cost_usd, logs.cost_source as old_cost_source,
+            logs.id, logs.day, told.cost_usd, told.cost_upstream_usd, told.cost_source,
+            told.price_version, logs.cost_usd as old_cost_usd,
+            logs.cost_upstream_usd as old_cost_upstream_usd, logs.cost_source as old_cost_source,
             logs.price_version as old_price_version, logs.unpriced_reason as old_unpriced_reason,
             logs.started_at, logs.namespace, logs.provider, logs.model_served, logs.model_requested,
             logs.operation, logs.outcome, logs.attribution, logs.instance
         from json_to_recordset(batch::json) as told (
-            id uuid, day date, old_cost_usd numeric, cost_usd numeric, cost_source text, price_version text
+            id uuid, day date, old_cost_usd numeric, cost_usd numeric, cost_upstream_usd numeric,
+            cost_source text, price_version text
         )
         join taffrail.api_usage_logs as logs on logs.id = told.id and logs.day = told.day
         where logs.cost_source is distinct from 'provider'
             and logs.cost_usd is not distinct from told.old_cost_usd
-            and told.cost_usd is distinct from logs.cost_usd
+            and (told.cost_usd, told.cost_source) is distinct from (logs.cost_usd, logs.cost_source)
         order by logs.day, logs.id
         for update of logs
     ),
     updated as (
         update taffrail.api_usage_logs as logs set
             cost_usd = before.cost_usd,
+            cost_upstream_usd = coalesce(before.cost_upstream_usd, logs.cost_upstream_usd),
             cost_source = before.cost_source,
             price_version = before.price_version,
             unpriced_reason = null,
@@ -563,7 +569,8 @@ begin
             coalesce(model_served, model_requested, ''), operation,
             taffrail.outcome_class(outcome), attribution, mod(abs(hashtext(instance)::bigint), 16)::smallint,
             0::bigint, -count(old_unpriced_reason),
-            sum(cost_usd - coalesce(old_cost_usd, 0)), null::numeric, null::numeric, null::numeric,
+            sum(cost_usd - coalesce(old_cost_usd, 0)),
+            sum(cost_upstream_usd - coalesce(old_cost_upstream_usd, 0)), null::numeric, null::numeric,
             null::numeric, null::numeric, null::numeric, null::numeric, null::numeric, null::numeric,
             null::numeric, null::numeric, null::numeric, null::jsonb
         from before
@@ -581,6 +588,80 @@ end
 $$;
 comment on function taffrail.recost_usage(text) is
     'Gives rows of a JSON array another cost, moves the sums along and keeps what was; returns how many rows changed.';
+
+-- Rows whose cost is unknown or an estimate and that their provider may know by an id, of keys with
+-- these fingerprints or of all: those that it was asked about least, oldest first. A JSON array;
+-- decimals as text.
+create function taffrail.uncertain_costs(
+    of_provider text, from_time timestamptz, to_time timestamptz, of_keys text[],
+    tries_max integer, rows_max integer
+) returns text
+language sql stable security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    select coalesce(json_agg(json_build_object(
+        'id', id, 'day', day, 'started_at', started_at,
+        'provider_request_id', provider_request_id, 'job_id', job_id,
+        'cost_usd', cost_usd::text, 'tries', tries, 'all_rows', all_rows
+    ) order by tries, started_at, id), '[]')::text
+    from (
+        select logs.id, day, started_at, provider_request_id, job_id, cost_usd,
+            coalesce(known.tries, 0) as tries, count(*) over () as all_rows
+        from taffrail.api_usage_logs as logs
+        left join taffrail.api_receipt_tries as known on known.id = logs.id
+        where (unpriced_reason is not null or cost_source = 'estimated')
+            and coalesce(job_id, provider_request_id) is not null
+            and provider = of_provider and started_at >= from_time and started_at < to_time
+            and day between (from_time at time zone 'UTC')::date - 1 and (to_time at time zone 'UTC')::date + 1
+            and (of_keys is null or key_fingerprint = any (of_keys))
+            and coalesce(known.tries, 0) < tries_max
+            and (known.next_at is null or known.next_at <= now())
+        order by coalesce(known.tries, 0), started_at, logs.id
+        limit rows_max
+    ) as chosen
+$$;
+comment on function taffrail.uncertain_costs(text, timestamptz, timestamptz, text[], integer, integer) is
+    'Rows whose cost is unknown or an estimate and that their provider may know, as a JSON array.';
+
+-- As recost_usage(), for what providers say themselves: a JSON array of rows with their costs. It
+-- returns how many rows changed.
+create function taffrail.state_costs(batch text) returns bigint
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    select taffrail.recost_usage(coalesce(json_agg(json_build_object(
+        'id', id, 'day', day, 'old_cost_usd', old_cost_usd, 'cost_usd', cost_usd,
+        'cost_upstream_usd', cost_upstream_usd, 'cost_source', 'provider'
+    )), '[]')::text)
+    from json_to_recordset(batch::json) as told (
+        id uuid, day date, old_cost_usd numeric, cost_usd numeric, cost_upstream_usd numeric
+    )
+$$;
+comment on function taffrail.state_costs(text) is
+    'Gives rows of a JSON array the cost that their provider states; returns how many rows changed.';
+
+-- Notes that a provider was asked about rows, a JSON array, and did not tell; forgets those that were
+-- not asked about since. Returns how many were noted.
+create function taffrail.note_receipt_tries(rows text, forget_before timestamptz) returns bigint
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    with forgotten as (
+        delete from taffrail.api_receipt_tries where asked_at < forget_before
+    ),
+    noted as (
+        insert into taffrail.api_receipt_tries (id, tries, asked_at, next_at)
+        select id, tries, now(), now() + make_interval(secs => pause_seconds)
+        from json_to_recordset(rows::json) as told (id uuid, tries integer, pause_seconds double precision)
+        order by id
+        on conflict (id) do update set
+            tries = excluded.tries, asked_at = excluded.asked_at, next_at = excluded.next_at
+        returning 1
+    )
+    select count(*) from noted
+$$;
+comment on function taffrail.note_receipt_tries(text, timestamptz) is
+    'Notes that providers were asked what rows cost and did not tell; returns how many were noted.';
 
 -- Makes the sums of the days from..to (without the last) anew from their rows, day by day, each
 -- exact and beside live writes. Returns how many buckets there are now.

@@ -43,13 +43,16 @@ begin
             taffrail.drop_oldest_partition(date),
             taffrail.drop_aggregates(date, integer),
             taffrail.record_usage(text),
-            taffrail.overdue_jobs(interval, interval, integer),
+            taffrail.overdue_jobs(interval, integer),
             taffrail.drop_jobs(date, integer),
             taffrail.record_balance(text),
             taffrail.take_lease(text, text, interval),
             taffrail.account_signals(interval),
             taffrail.metered_spend(text, timestamptz, timestamptz),
             taffrail.record_reconciliations(text),
+            taffrail.uncertain_costs(text, timestamptz, timestamptz, text[], integer, integer),
+            taffrail.state_costs(text),
+            taffrail.note_receipt_tries(text, timestamptz),
             taffrail.price_versions_after(bigint, integer),
             taffrail.add_price_version(text, text, timestamptz, text, bigint),
             taffrail.note_price_refresh(text, text, text),
@@ -151,7 +154,8 @@ declare
 begin
     foreach protected in array array[
         'api_usage_logs', 'api_usage_aggregates', 'api_jobs', 'api_provider_balances',
-        'api_reconciliations', 'price_versions', 'price_refreshes', 'api_cost_changes'
+        'api_reconciliations', 'price_versions', 'price_refreshes', 'api_cost_changes',
+        'api_receipt_tries'
     ] loop
         execute format('alter table taffrail.%I enable row level security', protected);
         execute format('alter table taffrail.%I force row level security', protected);

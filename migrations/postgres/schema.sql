@@ -306,14 +306,15 @@ CREATE FUNCTION taffrail.exchange_jobs(batch text) RETURNS text
     AS $$
 begin
     insert into taffrail.api_jobs as known (
-        provider, job_id, id, submitted_at, ended_at, is_settled, submit_half, end_half, updated_at
+        provider, job_id, id, submitted_at, deadline_at, ended_at, is_settled, submit_half, end_half,
+        updated_at
     )
     select distinct on (provider, job_id)
-        provider, job_id, id, submitted_at, ended_at, coalesce(is_settled, false),
+        provider, job_id, id, submitted_at, deadline_at, ended_at, coalesce(is_settled, false),
         submit_half::json, end_half::json, now()
     from json_to_recordset(batch::json) as told (
-        provider text, job_id text, id uuid, submitted_at timestamptz, ended_at timestamptz,
-        is_settled boolean, submit_half text, end_half text
+        provider text, job_id text, id uuid, submitted_at timestamptz, deadline_at timestamptz,
+        ended_at timestamptz, is_settled boolean, submit_half text, end_half text
     )
     where submit_half is not null or end_half is not null
     -- Always in the order of the key, as record_usage() takes it.
@@ -321,6 +322,7 @@ begin
     on conflict (provider, job_id) do update set
         id = case when excluded.submit_half is null then known.id else excluded.id end,
         submitted_at = coalesce(excluded.submitted_at, known.submitted_at),
+        deadline_at = coalesce(excluded.deadline_at, known.deadline_at),
         submit_half = coalesce(excluded.submit_half, known.submit_half),
         ended_at = coalesce(known.ended_at, excluded.ended_at),
         is_settled = known.is_settled or excluded.is_settled,
@@ -422,6 +424,27 @@ $$;
 
 COMMENT ON FUNCTION taffrail.note_price_refresh(list text, changes text, reason text) IS 'Notes that a source of prices was read in full, and what of it is held back.';
 
+CREATE FUNCTION taffrail.note_receipt_tries(rows text, forget_before timestamp with time zone) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with forgotten as (
+        delete from taffrail.api_receipt_tries where asked_at < forget_before
+    ),
+    noted as (
+        insert into taffrail.api_receipt_tries (id, tries, asked_at, next_at)
+        select id, tries, now(), now() + make_interval(secs => pause_seconds)
+        from json_to_recordset(rows::json) as told (id uuid, tries integer, pause_seconds double precision)
+        order by id
+        on conflict (id) do update set
+            tries = excluded.tries, asked_at = excluded.asked_at, next_at = excluded.next_at
+        returning 1
+    )
+    select count(*) from noted
+$$;
+
+COMMENT ON FUNCTION taffrail.note_receipt_tries(rows text, forget_before timestamp with time zone) IS 'Notes that providers were asked what rows cost and did not tell; returns how many were noted.';
+
 CREATE FUNCTION taffrail.outcome_class(outcome text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -435,7 +458,7 @@ $$;
 
 COMMENT ON FUNCTION taffrail.outcome_class(outcome text) IS 'The class of an outcome: ok, error or cancelled.';
 
-CREATE FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) RETURNS text
+CREATE FUNCTION taffrail.overdue_jobs(grace interval, rows_max integer) RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
     AS $$
@@ -447,13 +470,13 @@ CREATE FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_ma
         from taffrail.api_jobs
         where recorded_at is null
             and updated_at <= now() - grace
-            and (end_half is not null or submitted_at <= now() - deadline)
+            and (end_half is not null or deadline_at <= now() - grace)
         order by updated_at
         limit rows_max
     ) as overdue
 $$;
 
-COMMENT ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) IS 'The halves of jobs that have no row and wait in vain for the other half or an end.';
+COMMENT ON FUNCTION taffrail.overdue_jobs(grace interval, rows_max integer) IS 'The halves of jobs that have no row and wait in vain for the other half or an end.';
 
 CREATE FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -667,24 +690,27 @@ begin
     from unnest(days) as wanted;
     with before as materialized (
         select
-            logs.id, logs.day, told.cost_usd, told.cost_source, told.price_version,
-            logs.cost_usd as old_cost_usd, logs.cost_source as old_cost_source,
+            logs.id, logs.day, told.cost_usd, told.cost_upstream_usd, told.cost_source,
+            told.price_version, logs.cost_usd as old_cost_usd,
+            logs.cost_upstream_usd as old_cost_upstream_usd, logs.cost_source as old_cost_source,
             logs.price_version as old_price_version, logs.unpriced_reason as old_unpriced_reason,
             logs.started_at, logs.namespace, logs.provider, logs.model_served, logs.model_requested,
             logs.operation, logs.outcome, logs.attribution, logs.instance
         from json_to_recordset(batch::json) as told (
-            id uuid, day date, old_cost_usd numeric, cost_usd numeric, cost_source text, price_version text
+            id uuid, day date, old_cost_usd numeric, cost_usd numeric, cost_upstream_usd numeric,
+            cost_source text, price_version text
         )
         join taffrail.api_usage_logs as logs on logs.id = told.id and logs.day = told.day
         where logs.cost_source is distinct from 'provider'
             and logs.cost_usd is not distinct from told.old_cost_usd
-            and told.cost_usd is distinct from logs.cost_usd
+            and (told.cost_usd, told.cost_source) is distinct from (logs.cost_usd, logs.cost_source)
         order by logs.day, logs.id
         for update of logs
     ),
     updated as (
         update taffrail.api_usage_logs as logs set
             cost_usd = before.cost_usd,
+            cost_upstream_usd = coalesce(before.cost_upstream_usd, logs.cost_upstream_usd),
             cost_source = before.cost_source,
             price_version = before.price_version,
             unpriced_reason = null,
@@ -712,7 +738,8 @@ begin
             coalesce(model_served, model_requested, ''), operation,
             taffrail.outcome_class(outcome), attribution, mod(abs(hashtext(instance)::bigint), 16)::smallint,
             0::bigint, -count(old_unpriced_reason),
-            sum(cost_usd - coalesce(old_cost_usd, 0)), null::numeric, null::numeric, null::numeric,
+            sum(cost_usd - coalesce(old_cost_usd, 0)),
+            sum(cost_upstream_usd - coalesce(old_cost_upstream_usd, 0)), null::numeric, null::numeric,
             null::numeric, null::numeric, null::numeric, null::numeric, null::numeric, null::numeric,
             null::numeric, null::numeric, null::numeric, null::jsonb
         from before
@@ -781,13 +808,16 @@ begin
             taffrail.drop_oldest_partition(date),
             taffrail.drop_aggregates(date, integer),
             taffrail.record_usage(text),
-            taffrail.overdue_jobs(interval, interval, integer),
+            taffrail.overdue_jobs(interval, integer),
             taffrail.drop_jobs(date, integer),
             taffrail.record_balance(text),
             taffrail.take_lease(text, text, interval),
             taffrail.account_signals(interval),
             taffrail.metered_spend(text, timestamptz, timestamptz),
             taffrail.record_reconciliations(text),
+            taffrail.uncertain_costs(text, timestamptz, timestamptz, text[], integer, integer),
+            taffrail.state_costs(text),
+            taffrail.note_receipt_tries(text, timestamptz),
             taffrail.price_versions_after(bigint, integer),
             taffrail.add_price_version(text, text, timestamptz, text, bigint),
             taffrail.note_price_refresh(text, text, text),
@@ -830,6 +860,21 @@ $$;
 
 COMMENT ON PROCEDURE taffrail.set_up_roles() IS 'Makes the roles that are missing and gives each its rights; may be called again.';
 
+CREATE FUNCTION taffrail.state_costs(batch text) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    select taffrail.recost_usage(coalesce(json_agg(json_build_object(
+        'id', id, 'day', day, 'old_cost_usd', old_cost_usd, 'cost_usd', cost_usd,
+        'cost_upstream_usd', cost_upstream_usd, 'cost_source', 'provider'
+    )), '[]')::text)
+    from json_to_recordset(batch::json) as told (
+        id uuid, day date, old_cost_usd numeric, cost_usd numeric, cost_upstream_usd numeric
+    )
+$$;
+
+COMMENT ON FUNCTION taffrail.state_costs(batch text) IS 'Gives rows of a JSON array the cost that their provider states; returns how many rows changed.';
+
 CREATE FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) RETURNS boolean
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
@@ -845,6 +890,34 @@ CREATE FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interva
 $$;
 
 COMMENT ON FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) IS 'Takes or keeps a lease; returns whether the holder has it now.';
+
+CREATE FUNCTION taffrail.uncertain_costs(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone, of_keys text[], tries_max integer, rows_max integer) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    select coalesce(json_agg(json_build_object(
+        'id', id, 'day', day, 'started_at', started_at,
+        'provider_request_id', provider_request_id, 'job_id', job_id,
+        'cost_usd', cost_usd::text, 'tries', tries, 'all_rows', all_rows
+    ) order by tries, started_at, id), '[]')::text
+    from (
+        select logs.id, day, started_at, provider_request_id, job_id, cost_usd,
+            coalesce(known.tries, 0) as tries, count(*) over () as all_rows
+        from taffrail.api_usage_logs as logs
+        left join taffrail.api_receipt_tries as known on known.id = logs.id
+        where (unpriced_reason is not null or cost_source = 'estimated')
+            and coalesce(job_id, provider_request_id) is not null
+            and provider = of_provider and started_at >= from_time and started_at < to_time
+            and day between (from_time at time zone 'UTC')::date - 1 and (to_time at time zone 'UTC')::date + 1
+            and (of_keys is null or key_fingerprint = any (of_keys))
+            and coalesce(known.tries, 0) < tries_max
+            and (known.next_at is null or known.next_at <= now())
+        order by coalesce(known.tries, 0), started_at, logs.id
+        limit rows_max
+    ) as chosen
+$$;
+
+COMMENT ON FUNCTION taffrail.uncertain_costs(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone, of_keys text[], tries_max integer, rows_max integer) IS 'Rows whose cost is unknown or an estimate and that their provider may know, as a JSON array.';
 
 CREATE TABLE taffrail.api_usage_aggregates (
     granularity text NOT NULL COLLATE pg_catalog."C",
@@ -995,7 +1068,7 @@ CREATE TABLE taffrail.api_cost_changes (
     old_unpriced_reason text,
     new_cost_usd numeric NOT NULL,
     new_cost_source text NOT NULL,
-    new_price_version text NOT NULL
+    new_price_version text
 );
 
 ALTER TABLE ONLY taffrail.api_cost_changes FORCE ROW LEVEL SECURITY;
@@ -1020,13 +1093,14 @@ COMMENT ON COLUMN taffrail.api_cost_changes.new_cost_usd IS 'The cost since.';
 
 COMMENT ON COLUMN taffrail.api_cost_changes.new_cost_source IS 'Its source since.';
 
-COMMENT ON COLUMN taffrail.api_cost_changes.new_price_version IS 'The version that it is priced with since.';
+COMMENT ON COLUMN taffrail.api_cost_changes.new_price_version IS 'The version that it is priced with since; null is the provider''s own word.';
 
 CREATE TABLE taffrail.api_jobs (
     provider text NOT NULL,
     job_id text NOT NULL,
     id uuid NOT NULL,
     submitted_at timestamp with time zone,
+    deadline_at timestamp with time zone,
     ended_at timestamp with time zone,
     is_settled boolean DEFAULT false NOT NULL,
     submit_half json,
@@ -1046,6 +1120,8 @@ COMMENT ON COLUMN taffrail.api_jobs.job_id IS 'The provider''s id of the job.';
 COMMENT ON COLUMN taffrail.api_jobs.id IS 'The id of the job''s row in api_usage_logs.';
 
 COMMENT ON COLUMN taffrail.api_jobs.submitted_at IS 'When it was submitted.';
+
+COMMENT ON COLUMN taffrail.api_jobs.deadline_at IS 'When the process that submitted it gives it up.';
 
 COMMENT ON COLUMN taffrail.api_jobs.ended_at IS 'When it was first seen to have ended.';
 
@@ -1098,6 +1174,25 @@ COMMENT ON COLUMN taffrail.api_provider_balances.balance IS 'In that currency; n
 COMMENT ON COLUMN taffrail.api_provider_balances.detail IS 'What went wrong, in a line.';
 
 COMMENT ON COLUMN taffrail.api_provider_balances.raw IS 'The provider''s answer, without anything that could be a key.';
+
+CREATE TABLE taffrail.api_receipt_tries (
+    id uuid NOT NULL,
+    tries integer NOT NULL,
+    asked_at timestamp with time zone NOT NULL,
+    next_at timestamp with time zone NOT NULL
+);
+
+ALTER TABLE ONLY taffrail.api_receipt_tries FORCE ROW LEVEL SECURITY;
+
+COMMENT ON TABLE taffrail.api_receipt_tries IS 'Rows whose provider was asked what they cost and has not told.';
+
+COMMENT ON COLUMN taffrail.api_receipt_tries.id IS 'The row in api_usage_logs.';
+
+COMMENT ON COLUMN taffrail.api_receipt_tries.tries IS 'How often it was asked about.';
+
+COMMENT ON COLUMN taffrail.api_receipt_tries.asked_at IS 'When it was last asked about.';
+
+COMMENT ON COLUMN taffrail.api_receipt_tries.next_at IS 'When it may be asked about again.';
 
 CREATE TABLE taffrail.api_reconciliations (
     provider text NOT NULL,
@@ -1248,7 +1343,7 @@ PARTITION BY RANGE (day);
 
 ALTER TABLE ONLY taffrail.api_usage_logs FORCE ROW LEVEL SECURITY;
 
-COMMENT ON TABLE taffrail.api_usage_logs IS 'One row per request or job that can cost money, inserted once by record_usage() and changed only by re-costing. Null is unknown, never zero.';
+COMMENT ON TABLE taffrail.api_usage_logs IS 'One row per request or job that can cost money, inserted once by record_usage() and changed only by re-costing and receipts. Null is unknown, never zero.';
 
 COMMENT ON COLUMN taffrail.api_usage_logs.id IS 'UUIDv7, made when the request started; derived from provider and job id for jobs.';
 
@@ -1453,6 +1548,9 @@ ALTER TABLE ONLY taffrail.api_jobs
 ALTER TABLE ONLY taffrail.api_provider_balances
     ADD CONSTRAINT api_provider_balances_pkey PRIMARY KEY (provider, account, slot, part);
 
+ALTER TABLE ONLY taffrail.api_receipt_tries
+    ADD CONSTRAINT api_receipt_tries_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY taffrail.api_reconciliations
     ADD CONSTRAINT api_reconciliations_pkey PRIMARY KEY (provider, account, day);
 
@@ -1483,6 +1581,8 @@ CREATE INDEX api_jobs_recorded ON taffrail.api_jobs USING btree (recorded_at) WH
 
 CREATE INDEX api_provider_balances_read_at ON taffrail.api_provider_balances USING btree (read_at);
 
+CREATE INDEX api_receipt_tries_asked_at ON taffrail.api_receipt_tries USING btree (asked_at);
+
 CREATE INDEX api_reconciliations_day ON taffrail.api_reconciliations USING btree (day);
 
 CREATE INDEX api_usage_logs_outcome ON ONLY taffrail.api_usage_logs USING btree (outcome, started_at DESC, id DESC) WHERE (outcome <> 'ok'::text);
@@ -1491,6 +1591,8 @@ CREATE INDEX api_usage_logs_provider ON ONLY taffrail.api_usage_logs USING btree
 
 CREATE INDEX api_usage_logs_started_at ON ONLY taffrail.api_usage_logs USING btree (started_at DESC, id DESC);
 
+CREATE INDEX api_usage_logs_uncertain ON ONLY taffrail.api_usage_logs USING btree (provider, started_at) WHERE ((unpriced_reason IS NOT NULL) OR (cost_source = 'estimated'::text));
+
 CREATE UNIQUE INDEX retention_is_one_row ON taffrail.retention USING btree ((true));
 
 ALTER TABLE taffrail.api_cost_changes ENABLE ROW LEVEL SECURITY;
@@ -1498,6 +1600,8 @@ ALTER TABLE taffrail.api_cost_changes ENABLE ROW LEVEL SECURITY;
 ALTER TABLE taffrail.api_jobs ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE taffrail.api_provider_balances ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE taffrail.api_receipt_tries ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE taffrail.api_reconciliations ENABLE ROW LEVEL SECURITY;
 
@@ -1510,6 +1614,8 @@ CREATE POLICY owner ON taffrail.api_cost_changes TO postgres USING (true) WITH C
 CREATE POLICY owner ON taffrail.api_jobs TO postgres USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON taffrail.api_provider_balances TO postgres USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON taffrail.api_receipt_tries TO postgres USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON taffrail.api_reconciliations TO postgres USING (true) WITH CHECK (true);
 
@@ -1588,10 +1694,13 @@ GRANT ALL ON FUNCTION taffrail.metered_spend(of_provider text, from_time timesta
 REVOKE ALL ON FUNCTION taffrail.note_price_refresh(list text, changes text, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.note_price_refresh(list text, changes text, reason text) TO taffrail_balance;
 
+REVOKE ALL ON FUNCTION taffrail.note_receipt_tries(rows text, forget_before timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.note_receipt_tries(rows text, forget_before timestamp with time zone) TO taffrail_balance;
+
 REVOKE ALL ON FUNCTION taffrail.outcome_class(outcome text) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION taffrail.overdue_jobs(grace interval, deadline interval, rows_max integer) TO taffrail_balance;
+REVOKE ALL ON FUNCTION taffrail.overdue_jobs(grace interval, rows_max integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.overdue_jobs(grace interval, rows_max integer) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.price_versions_after(known bigint, rows_max integer) TO taffrail_ingest;
@@ -1617,8 +1726,14 @@ GRANT ALL ON FUNCTION taffrail.schema_version() TO taffrail_reader;
 
 REVOKE ALL ON PROCEDURE taffrail.set_up_roles() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION taffrail.state_costs(batch text) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.state_costs(batch text) TO taffrail_balance;
+
 REVOKE ALL ON FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.take_lease(wanted text, by_holder text, lasting interval) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.uncertain_costs(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone, of_keys text[], tries_max integer, rows_max integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.uncertain_costs(of_provider text, from_time timestamp with time zone, to_time timestamp with time zone, of_keys text[], tries_max integer, rows_max integer) TO taffrail_balance;
 
 GRANT SELECT ON TABLE taffrail.api_usage_aggregates TO taffrail_balance;
 GRANT SELECT ON TABLE taffrail.api_usage_aggregates TO taffrail_reader;

@@ -6,6 +6,7 @@ create table api_jobs (
     job_id                 text    not null,
     id                     text    not null, -- of the job's row in api_usage_logs
     submitted_at           text,
+    deadline_at            text,                    -- when whoever submitted it gives it up
     ended_at               text,
     is_settled             integer not null default 0 check (is_settled in (0, 1)), -- end_half tells all
     submit_half            text,

@@ -17,7 +17,8 @@ create table price_refreshes (
     held_back_reason       text
 ) strict, without rowid;
 
--- What re-costing changed, row by row: the cost of a row before each change is here for ever.
+-- What re-costing and receipts changed, row by row: the cost of a row before each change is here for
+-- ever.
 create table api_cost_changes (
     id                     text    not null,
     day                    text    not null,
@@ -28,6 +29,6 @@ create table api_cost_changes (
     old_unpriced_reason    text,
     new_cost_usd           text    not null,
     new_cost_source        text    not null,
-    new_price_version      text    not null,
+    new_price_version      text,             -- null is the provider's own word
     primary key (id, changed_at)
 ) strict, without rowid;

@@ -3,13 +3,15 @@
 //! A file for each vendor, which knows its host, its path, its pages, the unit and the day, with its
 //! source. The exporter sends what is asked and shows the API what came back, page by page. **Adding
 //! a vendor** is one file, one fixture folder and two lines here. Where no vendor tells what was
-//! spent, [`mod@drop`] tells it from what was left at two moments.
+//! spent, [`mod@drop`] tells it from what was left at two moments. [`receipt`] is what vendors say of
+//! single requests.
 
 mod anthropic;
 pub mod drop;
 mod fal;
 mod openai;
 mod openrouter;
+pub mod receipt;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -138,7 +140,16 @@ fn next_page(asked: &Ask, parameter: &str, cursor: &str) -> Ask {
     let mark = format!("&{parameter}=");
     let first = asked.path.split(&mark).next().unwrap_or_default();
     let mut path = format!("{first}{mark}");
-    for byte in cursor.bytes() {
+    push_encoded(&mut path, cursor);
+    Ask {
+        path,
+        ..asked.clone()
+    }
+}
+
+/// Appends a value to a query, percent-encoded.
+fn push_encoded(path: &mut String, value: &str) {
+    for byte in value.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
                 path.push(char::from(byte));
@@ -146,10 +157,6 @@ fn next_page(asked: &Ask, parameter: &str, cursor: &str) -> Ask {
             // Writing to a text never fails.
             _ => write!(path, "%{byte:02X}").unwrap_or_default(),
         }
-    }
-    Ask {
-        path,
-        ..asked.clone()
     }
 }
 

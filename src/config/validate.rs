@@ -14,6 +14,7 @@ use super::load::read_secret_file;
 use super::{Account, Config, KeyPath, Role};
 use crate::balance;
 use crate::bill;
+use crate::exporter::receipts;
 use crate::exporter::schedule::cron_parser;
 use crate::injector::Sidecar;
 use crate::metrics::labels::{
@@ -56,6 +57,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     rules.accounts(config);
     rules.schedule(config);
     rules.reconcile(config);
+    rules.receipts(config);
     rules.jobs(config);
     rules.retention(config);
     rules.files(config);
@@ -429,6 +431,7 @@ impl Rules {
             ("balances", &config.schedule.balances),
             ("prices", &config.schedule.prices),
             ("reconcile", &config.schedule.reconcile),
+            ("receipts", &config.schedule.receipts),
             ("housekeeping", &config.schedule.housekeeping),
         ];
         let parser = cron_parser();
@@ -491,24 +494,43 @@ impl Rules {
         }
     }
 
+    fn receipts(&mut self, config: &Config) {
+        let receipts = &config.receipts;
+        let key = |name: &str| KeyPath::new(["receipts", name]);
+        self.not_zero(key("after"), receipts.after);
+        if !(1..=30).contains(&receipts.tries) {
+            let what = format!("{} is no number of tries", receipts.tries);
+            self.add(key("tries"), what, "1 to 30");
+        }
+        if receipts.lookback <= receipts.after || receipts.lookback > receipts::LOOKBACK_MAX {
+            let what = "no row would be asked about, or more than providers tell of";
+            self.add(
+                key("lookback"),
+                what,
+                "more than receipts.after, and at most 89d",
+            );
+        }
+    }
+
     fn jobs(&mut self, config: &Config) {
         let jobs = &config.jobs;
         let key = |name: &str| KeyPath::new(["jobs", name]);
         self.not_zero(key("followup_after"), jobs.followup_after);
-        self.not_zero(key("deadline"), jobs.deadline);
-        if jobs.followup_after >= jobs.deadline && !jobs.deadline.is_zero() {
-            self.add(
-                key("followup_after"),
-                "not before deadline, so no job would be followed up",
-                "less than deadline",
-            );
-        }
-        if jobs.join_grace >= jobs.deadline && !jobs.deadline.is_zero() {
-            self.add(
-                key("join_grace"),
-                "not before deadline, so no half would be waited for",
-                "less than deadline",
-            );
+        for (name, deadline) in [
+            ("deadline", jobs.deadline),
+            ("batch_deadline", jobs.batch_deadline),
+            ("training_deadline", jobs.training_deadline),
+        ] {
+            self.not_zero(key(name), deadline);
+            let accepted = format!("less than {name}");
+            if jobs.followup_after >= deadline && !deadline.is_zero() {
+                let problem = format!("not before {name}, so no such job would be followed up");
+                self.add(key("followup_after"), problem, &accepted);
+            }
+            if jobs.join_grace >= deadline && !deadline.is_zero() {
+                let problem = format!("not before {name}, so no half would be waited for");
+                self.add(key("join_grace"), problem, accepted);
+            }
         }
     }
 

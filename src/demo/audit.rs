@@ -16,15 +16,18 @@ pub fn dimensions() -> Vec<Dimension> {
         Dimension::Model,
         Dimension::Outcome,
         Dimension::Attribution(FEATURE_LABEL.to_owned()),
+        Dimension::Instance,
     ]
 }
 
 /// What the rows say otherwise than the clients, a line each; none if they agree. Rows of
-/// features that no client has are someone else's: a person who tries the demo out.
-pub fn differences(counts: &Counts, rows: &[UsageRow]) -> Vec<String> {
+/// features that no client has are someone else's: a person who tries the demo out. So are those of
+/// other instances than `instance`: another demo that shares the store.
+pub fn differences(counts: &Counts, rows: &[UsageRow], instance: &str) -> Vec<String> {
     let features: BTreeSet<&str> = counts.tallies.keys().map(|key| key.feature).collect();
     let mut rows: BTreeMap<[String; 4], &Totals> = rows
         .iter()
+        .filter(|row| row.group.last() == Some(&Some(instance.to_owned())))
         .filter_map(|row| Some((names_of_row(row)?, &row.totals)))
         .filter(|([.., feature], _)| features.contains(feature.as_str()))
         .collect();
@@ -51,6 +54,7 @@ fn names_of_row(row: &UsageRow) -> Option<[String; 4]> {
     let names: Vec<String> = row
         .group
         .iter()
+        .take(4)
         .map(|name| name.clone().unwrap_or_default())
         .collect();
     names.try_into().ok()
@@ -133,7 +137,17 @@ mod tests {
     }
 
     fn row(feature: Option<&str>, totals: Totals) -> UsageRow {
-        let group = [Some("openrouter"), Some("m"), Some("ok"), feature];
+        row_of("here", feature, totals)
+    }
+
+    fn row_of(instance: &str, feature: Option<&str>, totals: Totals) -> UsageRow {
+        let group = [
+            Some("openrouter"),
+            Some("m"),
+            Some("ok"),
+            feature,
+            Some(instance),
+        ];
         UsageRow {
             group: group.map(|name| name.map(str::to_owned)).to_vec(),
             totals,
@@ -156,8 +170,9 @@ mod tests {
             row(Some("f"), totals()),
             row(Some("mine"), totals()),
             row(None, totals()),
+            row_of("elsewhere", Some("f"), totals()),
         ];
-        assert_eq!(differences(&counts(), &rows), Vec::<String>::new());
+        assert_eq!(differences(&counts(), &rows, "here"), Vec::<String>::new());
     }
 
     #[test]
@@ -167,7 +182,7 @@ mod tests {
         wrong.quantities.remove(&Unit::Output);
         wrong.cost_usd = None;
         assert_eq!(
-            differences(&counts(), &[row(Some("f"), wrong)]),
+            differences(&counts(), &[row(Some("f"), wrong)], "here"),
             [
                 "openrouter m ok f: requests: the clients say 2, the rows 1",
                 "openrouter m ok f: output: the clients say 4, the rows 0",
@@ -179,7 +194,7 @@ mod tests {
             (tally.charged, tally.unpriced) = (None, 2);
         }
         assert_eq!(
-            differences(&jobs, &[row(Some("f"), totals())]),
+            differences(&jobs, &[row(Some("f"), totals())], "here"),
             [
                 "openrouter m ok f: cost: the clients say unknown, the rows 0.0012",
                 "openrouter m ok f: unpriced requests: the clients say 2, the rows 0",
@@ -188,7 +203,7 @@ mod tests {
         let mut unsent = row(Some("f"), totals());
         unsent.group[2] = Some("rate_limited".to_owned());
         assert_eq!(
-            differences(&counts(), &[row(Some("f"), totals()), unsent]),
+            differences(&counts(), &[row(Some("f"), totals()), unsent], "here"),
             ["openrouter m rate_limited f: 2 requests that no client sent"]
         );
     }

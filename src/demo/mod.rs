@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod board;
 pub mod dice;
+pub mod history;
 pub mod lookalike;
 pub mod traffic;
 pub mod view;
@@ -34,12 +35,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::board::Board;
+use self::history::History;
+use self::lookalike::billing::Billing;
 use self::lookalike::{CASE_HEADER, Case, LookAlike, Vendor};
-use self::traffic::{Counts, FEATURE_HEADER, FEATURE_LABEL};
+use self::traffic::{Counts, FEATURE_HEADER, FEATURE_LABEL, TEAM_HEADER, TEAM_LABEL};
 use self::view::View;
-use crate::app::App;
+use crate::app::{self, App};
 use crate::clock;
-use crate::config::{self, Config, Sources};
+use crate::config::{self, Config, Role, Sources};
 use crate::report::{self, Since, UsageRequest};
 use crate::store::{Store, UsageQuery};
 use crate::telemetry;
@@ -62,6 +65,63 @@ const ROWS_INTERVAL: Duration = Duration::from_millis(50);
 /// The largest answer of the admin listener that is read.
 const SCRAPE_BYTES_MAX: usize = 16 << 20;
 
+/// A day of a demo is short: what runs by the hour elsewhere runs by the minute here.
+const SCHEDULE: &str = r#"[schedule]
+balances = "*/15 * * * * *"
+prices = "5/20 * * * * *"
+reconcile = "10/20 * * * * *"
+jitter = "1s"
+
+[reconcile]
+lag = "1m"
+days = 30
+"#;
+
+/// Accounts of every kind: told by an API in dollars and in another currency, kept as a ledger,
+/// with enough in them, with little, and with next to nothing.
+const ACCOUNTS: &str = r#"
+[[accounts]]
+provider = "openrouter"
+name = "prod"
+api_key = "demo-openrouter-management"
+warning_below = 100
+critical_below = 20
+
+[[accounts]]
+provider = "fal"
+name = "studio"
+api_key = "demo-fal-admin"
+warning_below = 80
+critical_below = 10
+
+[[accounts]]
+provider = "deepseek"
+name = "evals"
+api_key = "deepseek-demo"
+warning_below = 200
+
+[[accounts]]
+provider = "openai"
+name = "org"
+admin_key = "demo-openai-admin"
+warning_below = 50
+top_ups = [{ at = "2026-01-01", amount = 400 }]
+
+[[accounts]]
+provider = "anthropic"
+name = "main"
+admin_key = "demo-anthropic-admin"
+warning_below = 50
+top_ups = [{ at = "2026-01-01", amount = 300 }]
+
+[[accounts]]
+provider = "replicate"
+name = "team"
+warning_below = 25
+critical_below = 10
+top_ups = [{ at = "2026-01-01", amount = 8 }]
+"#;
+
 /// Which requests the clients make; any number does.
 const SEED: u64 = 4_800;
 
@@ -71,9 +131,9 @@ const SEED: u64 = 4_800;
 ///
 /// If something cannot be started, the report cannot be written, or the rows are not what the
 /// clients counted.
-pub async fn run(seconds: Option<u64>) -> anyhow::Result<()> {
+pub async fn run(seconds: Option<u64>, setting: Setting) -> anyhow::Result<()> {
     let mut interrupts = Interrupts::new()?;
-    let demo = Demo::start(Ports::Usual).await?;
+    let demo = Demo::start(setting).await?;
     telemetry::init(&demo.config.log)?;
     say(&format!(
         "Look-alikes of OpenAI, Anthropic, OpenRouter, Replicate and fal; nothing leaves\n\
@@ -119,12 +179,26 @@ impl Interrupts {
     }
 }
 
+/// What a demo is to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Setting {
+    /// Where it listens.
+    pub ports: Ports,
+    /// The database that rows go to; unset, an embedded one that ends with the demo.
+    pub store: Option<String>,
+    /// Everything, or a sidecar alone beside a demo with the same store.
+    pub role: Role,
+    /// How many days before today there are rows and bills of.
+    pub history_days: u32,
+}
+
 /// Where a demo listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Ports {
     /// Where Taffrail listens by default, or anywhere if that is taken.
     Usual,
     /// Anywhere.
+    #[default]
     Any,
 }
 
@@ -153,6 +227,7 @@ pub struct Demo {
     proxy: SocketAddr,
     started_at: DateTime<Utc>,
     _lookalikes: Vec<LookAlike>,
+    _billing: Billing,
 }
 
 impl Demo {
@@ -160,8 +235,9 @@ impl Demo {
     ///
     /// # Errors
     ///
-    /// If there is no room for a temporary folder, no port, or Taffrail does not start.
-    pub async fn start(ports: Ports) -> anyhow::Result<Demo> {
+    /// If there is no room for a temporary folder, no port, the store cannot be used, or Taffrail
+    /// does not start.
+    pub async fn start(setting: Setting) -> anyhow::Result<Demo> {
         let folder = tempfile::Builder::new()
             .prefix("taffrail-demo-")
             .permissions(Permissions::from_mode(0o700))
@@ -172,19 +248,30 @@ impl Demo {
             let started = LookAlike::start(vendor).await;
             lookalikes.push(started.context("cannot start a look-alike")?);
         }
+        let history = History::before(clock::wall().date_naive(), setting.history_days);
+        let billing = Billing::start(history.clone()).await;
+        let billing = billing.context("cannot start a look-alike")?;
         let file = config_file(folder.path());
-        let text = config_text(
-            folder.path(),
-            ports.choose(4800, "the proxy"),
-            ports.choose(10480, "the admin listener"),
-            &lookalikes,
-        )?;
+        let addresses = (
+            setting.ports.choose(4800, "the proxy"),
+            setting.ports.choose(10480, "the admin listener"),
+        );
+        let text = config_text(folder.path(), addresses, &setting, &lookalikes, &billing)?;
         std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         let sources = Sources {
             file: Some(file),
             ..Sources::default()
         };
         let config = config::load(sources)?.config;
+        if setting.role == Role::All {
+            let store = Store::open(&config.store).await;
+            let store = store.context("cannot open the store of the demo")?;
+            history
+                .write(&store)
+                .await
+                .context("cannot write the days before today")?;
+            store.close().await;
+        }
         let app = App::start(&config)?;
         let proxy = app.proxy_address().context("there is no proxy")?;
         Ok(Demo {
@@ -194,6 +281,7 @@ impl Demo {
             proxy,
             started_at: clock::wall(),
             _lookalikes: lookalikes,
+            _billing: billing,
         })
     }
 
@@ -294,9 +382,10 @@ impl Demo {
             since: self.started_at,
             by: audit::dimensions(),
         };
+        let instance = app::instance().instance;
         let deadline = clock::instant() + ROWS_TIME;
         let differences = loop {
-            let differences = audit::differences(counts, &store.usage(&query).await?);
+            let differences = audit::differences(counts, &store.usage(&query).await?, &instance);
             if differences.is_empty() || clock::instant() > deadline {
                 break differences;
             }
@@ -409,9 +498,10 @@ fn config_file(folder: &Path) -> PathBuf {
 /// The configuration of a demo, as a file, so that other commands can be pointed at it.
 fn config_text(
     folder: &Path,
-    proxy: SocketAddr,
-    admin: SocketAddr,
+    (proxy, admin): (SocketAddr, SocketAddr),
+    setting: &Setting,
     lookalikes: &[LookAlike],
+    billing: &Billing,
 ) -> anyhow::Result<String> {
     let text = |path: &Path| {
         let path = path
@@ -421,23 +511,35 @@ fn config_text(
         anyhow::Ok(serde_json::Value::from(path).to_string())
     };
     let journal = text(&folder.join("journal"))?;
-    let store = format!("sqlite://{}", folder.join("taffrail.db").display());
-    let store = text(Path::new(&store))?;
+    let embedded = || format!("sqlite://{}", folder.join("taffrail.db").display());
+    let store = text(Path::new(&setting.store.clone().unwrap_or_else(embedded)))?;
+    let role = setting.role.as_str();
     let mut config = format!(
-        "[proxy]\nlisten = \"{proxy}\"\nshutdown_grace = \"1s\"\n\n\
+        "role = \"{role}\"\n\n\
+         [proxy]\nlisten = \"{proxy}\"\nshutdown_grace = \"1s\"\n\n\
          [admin]\nlisten = \"{admin}\"\n\n\
          [journal]\ndir = {journal}\n\n\
          [store]\nurl = {store}\n\n\
-         [attribution]\nheaders = {{ {FEATURE_LABEL} = \"{FEATURE_HEADER}\" }}\n\n\
-         [log]\nlevel = \"warn\"\n"
+         [attribution]\nheaders = {{ {FEATURE_LABEL} = \"{FEATURE_HEADER}\", \
+         {TEAM_LABEL} = \"{TEAM_HEADER}\" }}\n\n\
+         [log]\nlevel = \"warn\"\n\n{SCHEDULE}"
     );
     for lookalike in lookalikes {
         for (route, upstream) in lookalike.upstreams() {
             config.push_str(&format!(
                 "\n[providers.{route}]\nupstream = \"{upstream}\"\n"
             ));
+            if Billing::VENDORS.contains(&route) {
+                config.push_str(&format!("billing_url = \"{}\"\n", billing.url()));
+            }
         }
     }
+    // It has an account and no traffic.
+    config.push_str(&format!(
+        "\n[providers.deepseek]\nbilling_url = \"{}\"\n",
+        billing.url()
+    ));
+    config.push_str(ACCOUNTS);
     Ok(config)
 }
 
@@ -492,7 +594,16 @@ mod tests {
             "127.0.0.1:2".parse().unwrap(),
         );
         let (_, upstream) = lookalike.upstreams().next().unwrap();
-        let text = config_text(folder.path(), proxy, admin, &[lookalike]).unwrap();
+        let billing = Billing::start(History::default()).await.unwrap();
+        let setting = Setting::default();
+        let text = config_text(
+            folder.path(),
+            (proxy, admin),
+            &setting,
+            &[lookalike],
+            &billing,
+        );
+        let text = text.unwrap();
         std::fs::write(config_file(folder.path()), text).unwrap();
         let sources = Sources {
             file: Some(config_file(folder.path())),
@@ -503,5 +614,7 @@ mod tests {
         assert_eq!(config.providers["openai"].upstream, Some(upstream));
         assert_eq!(config.attribution.headers[FEATURE_LABEL], FEATURE_HEADER);
         assert!(config.store.url.ends_with("/taffrail.db"));
+        assert_eq!(config.providers["openai"].billing_url, Some(billing.url()));
+        assert_eq!(config.accounts.len(), 6);
     }
 }

@@ -28,6 +28,7 @@ use super::dice::Dice;
 use super::lookalike::{CASE_HEADER, Case, Foresight, Vendor, foresee, foresee_work};
 use crate::fault::Outcome;
 use crate::money::Usd;
+use crate::record::Operation;
 use crate::usage::Usage;
 
 /// How many clients there are. Enough to overlap, few enough for a laptop's core.
@@ -49,6 +50,11 @@ const POLLS_BEFORE_GIVING_UP: u32 = 2;
 pub const FEATURE_LABEL: &str = "feature";
 /// See [`FEATURE_LABEL`].
 pub const FEATURE_HEADER: &str = "x-taffrail-feature";
+
+/// The attribution label for the team that a feature belongs to, and its header.
+pub const TEAM_LABEL: &str = "team";
+/// See [`TEAM_LABEL`].
+pub const TEAM_HEADER: &str = "x-taffrail-team";
 
 /// A use that an application makes of a provider.
 struct App {
@@ -248,26 +254,30 @@ const TROUBLES: &[(Case, &str, bool)] = &[
     (Case::Truncated, "meta-llama/llama-3.3-70b-instruct", false),
 ];
 
+/// The number of the first request that chance alone decides on, after each application and each
+/// trouble has had its turn.
+pub(super) const FIRST_BY_CHANCE: u64 = 32;
+
 /// How many in a hundred requests run into a trouble, once each trouble has been.
 const TROUBLE_PERCENT: u64 = 12;
 
 /// A request of a client, and what will become of it.
 #[derive(Debug)]
-struct Plan {
-    vendor: Vendor,
+pub(super) struct Plan {
+    pub(super) vendor: Vendor,
     feature: &'static str,
-    path: &'static str,
-    body: String,
+    pub(super) path: &'static str,
+    pub(super) body: String,
     shape: Shape,
     case: Case,
     /// Whether the client drops the stream after its first pieces, or cancels the job.
     gives_up: bool,
-    foresight: Foresight,
+    pub(super) foresight: Foresight,
 }
 
 impl Plan {
     /// The `number`th request of a demo with that seed.
-    fn of(seed: u64, number: u64) -> Option<Plan> {
+    pub(super) fn of(seed: u64, number: u64) -> Option<Plan> {
         let mut dice = Dice::new(seed ^ number.wrapping_mul(0x9e37_79b9));
         let (index, troubles) = (usize::try_from(number).ok()?, APPS.len()..);
         let trouble = if troubles.contains(&index) && index - APPS.len() < TROUBLES.len() {
@@ -335,7 +345,8 @@ impl Plan {
         let request = Request::builder()
             .uri(path)
             .header(header::HOST, proxy.to_string())
-            .header(FEATURE_HEADER, self.feature);
+            .header(FEATURE_HEADER, self.feature)
+            .header(TEAM_HEADER, team(self.feature));
         let key = format!("demo-key-of-{}", self.feature);
         let (name, key) = match self.vendor {
             Vendor::Anthropic => {
@@ -349,6 +360,32 @@ impl Plan {
         request.header(name, key)
     }
 
+    /// Whom its row is attributed to.
+    pub(super) fn attribution(&self) -> BTreeMap<String, String> {
+        let labels = [
+            (FEATURE_LABEL, self.feature),
+            (TEAM_LABEL, team(self.feature)),
+        ];
+        labels
+            .map(|(label, value)| (label.to_owned(), value.to_owned()))
+            .into()
+    }
+
+    /// What its row says was asked.
+    pub(super) fn operation(&self) -> Operation {
+        match self.path {
+            CHAT | MESSAGES | OPENROUTER_CHAT => Operation::Chat,
+            "/v1/responses" => Operation::Responses,
+            "/v1/embeddings" => Operation::Embeddings,
+            _ => Operation::Prediction,
+        }
+    }
+
+    /// Whether it asks for a stream.
+    pub(super) const fn is_stream(&self) -> bool {
+        self.shape.is_stream()
+    }
+
     /// What the client will see of it.
     fn expected(&self) -> Seen {
         match self.foresight.outcome {
@@ -358,6 +395,17 @@ impl Plan {
             Outcome::Ok if self.shape == Shape::Wait => Seen::Ended(StatusCode::CREATED),
             _ => Seen::Ended(self.foresight.status),
         }
+    }
+}
+
+/// The team that a feature belongs to.
+fn team(feature: &str) -> &'static str {
+    match feature {
+        "support-chat" | "triage" => "support",
+        "agents" | "search" => "platform",
+        "code-review" => "engineering",
+        "summaries" => "research",
+        _ => "marketing",
     }
 }
 
@@ -754,6 +802,7 @@ mod tests {
     #[test]
     fn every_application_and_every_trouble_comes_to_pass_in_the_shortest_demo() {
         let first = u64::try_from(APPS.len() + TROUBLES.len()).unwrap();
+        assert_eq!(first, FIRST_BY_CHANCE);
         let plans: Vec<Plan> = (0..first)
             .map(|number| Plan::of(1, number).unwrap())
             .collect();

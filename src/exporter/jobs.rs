@@ -11,7 +11,7 @@ use crate::proxy::jobs::{Config, row_of_halves};
 use crate::store::{OverdueJob, Store, StoreError};
 
 /// Records the jobs that wait in vain: for their other half since `join_grace`, or for their end
-/// since `deadline`.
+/// since the deadline that whoever submitted them has told, and the grace.
 ///
 /// # Errors
 /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`]; what was
@@ -22,11 +22,10 @@ pub async fn record_overdue(
     prices: &CurrentBook,
     metrics: &Metrics,
 ) -> Result<(), StoreError> {
-    // Whoever submitted a job records it at the deadline itself, if it lives.
-    let deadline = config.deadline.saturating_add(config.join_grace);
     loop {
         let mut recorded = 0;
-        for job in store.overdue_jobs(config.join_grace, deadline).await? {
+        // Whoever submitted a job records it at the deadline itself, if it lives.
+        for job in store.overdue_jobs(config.join_grace).await? {
             recorded += record(store, job, prices, metrics).await?;
         }
         if recorded == 0 {

@@ -19,13 +19,14 @@ use tokio::task::JoinSet;
 
 use super::account::Account;
 use super::fetch::Fetcher;
+use super::traffic::{Claims, Share};
 use crate::ask::{DETAIL_CHARS_MAX, Fault, FaultClass};
 use crate::balance::BalanceKind;
 use crate::bill::drop::{self, Payment, Snapshot};
 use crate::bill::{self, BillApi, Period, midnight, next_day};
 use crate::clock;
 use crate::metrics::{BillView, BillWindow, Metrics, SyncResult};
-use crate::proxy::{Providers, fingerprint};
+use crate::proxy::Providers;
 use crate::store::{KeySpend, Metered, Reconciliation, Store, StoreError};
 
 /// The lease of whoever reconciles.
@@ -329,7 +330,7 @@ async fn of_account(
             Err(fault) => return Err(fault),
         },
     };
-    let claims = claims(parts);
+    let claims = Claims::of(&parts.accounts, &parts.pepper);
     let mut rows = Vec::with_capacity(bill.len());
     for (day, billed) in bill {
         let seen = parts
@@ -337,7 +338,7 @@ async fn of_account(
             .metered_spend(&account.provider, billed.window)
             .await
             .map_err(|error| Fault::new(FaultClass::Error, error.to_string()))?;
-        let metered = metered(&seen, index, account, &claims);
+        let metered = metered(&seen, index, &claims);
         let detail = billed.detail.or_else(|| {
             metered.is_none().then(|| {
                 "which of the provider's traffic is this account's is not known: name its keys in \
@@ -496,42 +497,17 @@ async fn from_balances(parts: &Parts, account: &Account, period: Period) -> Resu
     Ok(bill)
 }
 
-/// The fingerprints of the keys that each account says are its own.
-fn claims(parts: &Parts) -> Vec<(String, BTreeSet<String>)> {
-    let of_account = |account: &Account| {
-        let mut own: BTreeSet<String> = account.fingerprints().map(str::to_owned).collect();
-        // A key that cannot be read now was told of when it was asked with.
-        let key = account.current_key().ok().flatten();
-        own.extend(key.and_then(|key| fingerprint(&parts.pepper, key.expose())));
-        (account.provider.clone(), own)
-    };
-    parts.accounts.iter().map(of_account).collect()
-}
-
 /// What was seen of an account's traffic; `None` if nobody can tell which it is.
-fn metered(
-    seen: &[KeySpend],
-    index: usize,
-    account: &Account,
-    claims: &[(String, BTreeSet<String>)],
-) -> Option<Metered> {
-    let own = claims.get(index).map(|(_, own)| own)?;
-    let of_provider = claims
-        .iter()
-        .filter(|(provider, _)| *provider == account.provider);
-    let is_alone = of_provider.clone().count() == 1;
-    let is_in = |keys: &BTreeSet<String>, spend: &KeySpend| {
-        let key = spend.key_fingerprint.as_ref();
-        key.is_some_and(|key| keys.contains(key))
-    };
-    let takes_all = is_alone && account.fingerprints().next().is_none();
-    let is_own = |spend: &&KeySpend| takes_all || is_in(own, spend);
+fn metered(seen: &[KeySpend], index: usize, claims: &Claims<'_>) -> Option<Metered> {
+    let share = claims.share(index)?;
+    let key = |spend: &KeySpend| spend.key_fingerprint.clone();
+    let is_own = |spend: &&KeySpend| share.has(key(spend).as_deref());
     let mine: Vec<&KeySpend> = seen.iter().filter(is_own).collect();
-    // A key for bills alone never shows in traffic, so that its silence says nothing.
-    if mine.is_empty() && !takes_all && account.fingerprints().next().is_none() {
+    // Its silence says nothing.
+    if mine.is_empty() && matches!(share, Share::Own(_)) {
         return None;
     }
-    let is_claimed = |spend: &KeySpend| of_provider.clone().any(|(_, keys)| is_in(keys, spend));
+    let is_claimed = |spend: &KeySpend| claims.is_claimed(index, key(spend).as_deref());
     let unclaimed = seen.iter().filter(|it| !is_own(it) && !is_claimed(it));
     let count = |length: usize| i32::try_from(length).unwrap_or(i32::MAX);
     let amounts = |of: fn(&KeySpend) -> Option<crate::store::DecimalSum>| {
@@ -566,6 +542,8 @@ fn metered(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::fingerprint;
+    use crate::secret::Secret;
 
     #[test]
     fn a_day_is_asked_for_once_its_lag_is_over() {
@@ -590,22 +568,21 @@ mod tests {
 
     #[test]
     fn traffic_is_an_accounts_by_its_keys_or_because_there_is_no_other() {
-        let account = |fingerprints: &[&str]| Account {
+        let account = |key: &str, fingerprints: &[&str]| Account {
             provider: "openrouter".to_owned(),
+            name: key.to_owned(),
+            api_key: Some(Secret::new(key)),
             key_fingerprints: Some(fingerprints.join(" ")),
             ..Account::default()
         };
-        let claim = |keys: &[&str]| {
-            let keys = keys.iter().map(|&key| key.to_owned());
-            ("openrouter".to_owned(), keys.collect::<BTreeSet<String>>())
-        };
+        let own = fingerprint("", "own").unwrap();
         let seen = [
             spend(Some("a"), Some("3"), Some("1")),
-            spend(Some("b"), Some("10"), None),
+            spend(Some(&own), Some("10"), None),
             spend(None, None, None),
         ];
-        let told = |account: &Account, claims: &[(String, BTreeSet<String>)]| {
-            let own = metered(&seen, 0, account, claims)?;
+        let told = |accounts: &[Account]| {
+            let own = metered(&seen, 0, &Claims::of(accounts, ""))?;
             let text = |amount: Option<Decimal>| amount.map(|own| own.to_string());
             Some((
                 text(own.cost_usd),
@@ -617,29 +594,32 @@ mod tests {
         let some = |amount: &str| Some(amount.to_owned());
         // Alone, all is its own, whatever its key is.
         assert_eq!(
-            told(&account(&[]), &[claim(&["management"])]),
+            told(&[account("management", &[])]),
             Some((some("12"), some("1"), (6, 1), (2, 0)))
         );
         // What another party bills is no part of it.
         assert_eq!(
-            told(&account(&["a"]), &[claim(&["a"]), claim(&["b"])]),
+            told(&[account("management", &["a"]), account("own", &[])]),
             Some((some("2"), some("1"), (2, 0), (1, 1)))
         );
         // Alone with keys, the others are nobody's.
         assert_eq!(
-            told(&account(&["a"]), &[claim(&["a"])]),
+            told(&[account("management", &["a"])]),
             Some((some("2"), some("1"), (2, 0), (1, 2)))
         );
         // Its own key is one of the traffic's.
         assert_eq!(
-            told(&account(&[]), &[claim(&["b"]), claim(&["c"])]),
+            told(&[account("own", &[]), account("management", &[])]),
             Some((some("10"), None, (2, 0), (1, 2)))
         );
         // Nobody can tell.
-        assert_eq!(told(&account(&[]), &[claim(&["c"]), claim(&["d"])]), None);
+        assert_eq!(
+            told(&[account("management", &[]), account("other", &[])]),
+            None
+        );
         // A key that was named and not seen has spent nothing here.
         assert_eq!(
-            told(&account(&["c"]), &[claim(&["c"]), claim(&["d"])]),
+            told(&[account("management", &["c"]), account("other", &["d"])]),
             Some((some("0"), None, (0, 0), (0, 3)))
         );
     }

@@ -50,6 +50,9 @@ pub struct Config {
     /// When bills are held against what was metered: a cron expression of six fields, in UTC. It
     /// happens when the exporter starts as well.
     pub reconcile: String,
+    /// When providers are asked what requests cost whose cost is unknown or an estimate: a cron
+    /// expression of six fields, in UTC. It happens when the exporter starts as well.
+    pub receipts: String,
     /// When partitions are made ahead and what is too old is dropped: a cron expression of six
     /// fields, in UTC. It happens when the exporter starts as well.
     pub housekeeping: String,
@@ -74,6 +77,7 @@ impl Default for Config {
             balances: "0 0 */6 * * *".to_owned(),
             prices: "0 30 3 * * *".to_owned(),
             reconcile: "0 40 */6 * * *".to_owned(),
+            receipts: "0 5/10 * * * *".to_owned(),
             housekeeping: "0 15 * * * *".to_owned(),
             jitter: Duration::from_secs(5),
             timeout: Duration::from_mins(5),

@@ -20,9 +20,8 @@ use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{RootCertStore, ServerConfig};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::proxy::server_config;
+use crate::proxy::{Validity, server_config};
 
 /// How long before now a certificate holds from, for clocks that are behind.
 const BACKDATED: Duration = Duration::from_hours(1);
@@ -197,13 +196,7 @@ pub(super) fn step(
 /// # Errors
 /// When there is none.
 pub(super) fn expiry(pem: &[u8]) -> io::Result<DateTime<Utc>> {
-    let chain = chain(pem)?;
-    let first = chain
-        .first()
-        .ok_or_else(|| invalid_text("no certificate"))?;
-    let (_, certificate) = X509Certificate::from_der(first).map_err(invalid)?;
-    let seconds = certificate.validity().not_after.timestamp();
-    DateTime::from_timestamp(seconds, 0).ok_or_else(|| invalid_text("an impossible expiry"))
+    Ok(Validity::of_pem(pem)?.until)
 }
 
 /// A new authority, as PEM, and a certificate of it.

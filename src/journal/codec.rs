@@ -585,6 +585,8 @@ mod tests {
             raw_usage: text(r#"{"prompt_tokens":1117}"#),
             cost_usd: Usd::from_json_number("0.00016755"),
             cost_upstream_usd: Usd::from_json_number("1.50"),
+            // Of no row, so not of the journal.
+            cache_effect_usd: None,
             cost_source: Some(CostSource::Estimated),
             price_version: text("2025-08-19+1a2b3c4d"),
             unpriced_reason: Some(UnpricedReason::Incomplete),

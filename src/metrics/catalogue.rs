@@ -326,6 +326,15 @@ pub const TLS_HANDSHAKE_FAILURES: Descriptor = family(
 )
 .diagnostic();
 
+/// Expiry of the certificate for https.
+pub const TLS_CERTIFICATE_EXPIRY: Descriptor = family(
+    Gauge,
+    Traffic,
+    "taffrail_tls_certificate_expiry_timestamp_seconds",
+    &[],
+    "When the certificate that `proxy.tls_listen` serves expires; absent without that listener",
+);
+
 /// Retries of upstream exchanges.
 pub const UPSTREAM_RETRIES: Descriptor = family(
     Counter,
@@ -385,6 +394,15 @@ pub const SPEND: Descriptor = family(
     "US dollars spent since the start of the UTC day or month, by all processes, as the store has it",
 )
 .attributed();
+
+/// What caching changed.
+pub const CACHE_EFFECT: Descriptor = family(
+    Counter,
+    Usage,
+    "taffrail_cache_effect_usd_total",
+    &["provider", "model", "effect"],
+    "US dollars by which requests with cached tokens were cheaper or dearer than without, by list prices",
+);
 
 /// Requests without a known cost.
 pub const UNPRICED_REQUESTS: Descriptor = family(
@@ -631,6 +649,24 @@ pub const BILL_READS: Descriptor = family(
     "Attempts to read the bill of an account, by how they ended",
 );
 
+/// Receipts.
+pub const RECEIPTS: Descriptor = family(
+    Counter,
+    Balances,
+    "taffrail_receipts_total",
+    &["provider", "account", "result"],
+    "Rows of unknown or estimated cost that a provider was asked about, or was to be, by what became of them",
+);
+
+/// Questions for receipts.
+pub const RECEIPT_CALLS: Descriptor = family(
+    Counter,
+    Balances,
+    "taffrail_receipt_calls_total",
+    &["provider", "account", "result"],
+    "Questions to a provider what requests cost, by how they ended",
+);
+
 /// Size of the price book.
 pub const PRICE_MODELS: Descriptor = family(
     Gauge,
@@ -826,12 +862,14 @@ pub const ALL: &[&Descriptor] = &[
     &CONNECTIONS,
     &CONNECTIONS_REFUSED,
     &TLS_HANDSHAKE_FAILURES,
+    &TLS_CERTIFICATE_EXPIRY,
     &UPSTREAM_RETRIES,
     &PROXY_ERRORS,
     &TOKENS,
     &UNITS,
     &COST,
     &SPEND,
+    &CACHE_EFFECT,
     &UNPRICED_REQUESTS,
     &METERED_RESPONSES,
     &RECORDS,
@@ -858,6 +896,8 @@ pub const ALL: &[&Descriptor] = &[
     &UNMETERED_SPEND,
     &RECONCILED_UNTIL,
     &BILL_READS,
+    &RECEIPTS,
+    &RECEIPT_CALLS,
     &PRICE_MODELS,
     &PRICE_LAST_SUCCESS,
     &PRICE_REFRESHES,

@@ -29,6 +29,7 @@ const RESERVED: &[&str] = &[
     "account",
     "code",
     "currency",
+    "effect",
     "fidelity",
     "instance",
     "job",

@@ -18,6 +18,7 @@ pub mod exposition;
 mod families;
 pub mod labels;
 pub mod process;
+mod receipts;
 mod records;
 mod series;
 mod spend;
@@ -50,10 +51,11 @@ pub use self::spend::Spend;
 use self::values::ExactCounter;
 pub use self::vocabulary::{
     AccountState, BillWindow, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener,
-    Phase, PriceResult, ProxyError, Reason, ReviewResult, Rewrite, RunResult, Stage, SyncResult,
-    Window,
+    Phase, PriceResult, ProxyError, Reason, ReceiptResult, ReviewResult, Rewrite, RunResult, Stage,
+    SyncResult, Window,
 };
 use crate::fault::Outcome;
+use crate::money::Usd;
 use crate::provider::RateLimit;
 use crate::record::{Fidelity, UsageRecord};
 use crate::usage::Unit;
@@ -440,6 +442,14 @@ impl Metrics {
                 add(units, quantity);
             }
         }
+        if let Some(effect) = record.cache_effect_usd.map(Usd::dollars) {
+            let is_dearer = effect.is_sign_negative();
+            let effects = series.cache_effect.get(usize::from(is_dearer), || {
+                let name = if is_dearer { "extra" } else { "saved" };
+                budget.create(&families.cache_effect, series, name)
+            });
+            add(effects, effect.abs());
+        }
         if let Some((cost, source)) = record.cost_usd.zip(record.cost_source) {
             let spent = series.cost.get(source as usize, || {
                 budget.create(&families.cost, series, source.as_str())
@@ -750,6 +760,12 @@ impl Metrics {
     pub fn injector_certificate_check(&self, result: RunResult) {
         let checks = &self.families.injector_certificate_checks;
         checks.with(&[result.as_str()]).inc();
+    }
+
+    /// Takes the time at which the certificate of `proxy.tls_listen` expires.
+    pub fn tls_certificate_expiry(&self, expiry: DateTime<Utc>) {
+        let families = &self.families.tls_certificate_expiry;
+        set(families, &[], timestamp_seconds(expiry));
     }
 
     /// Takes the time at which the injector's certificate expires.

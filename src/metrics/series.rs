@@ -64,6 +64,7 @@ pub(super) struct Series {
     pub(super) tokens: Handles<Counter>,
     pub(super) units: Handles<ExactCounter>,
     pub(super) cost: Handles<ExactCounter>,
+    pub(super) cache_effect: Handles<ExactCounter>,
     pub(super) unpriced: Handles<Counter>,
 }
 
@@ -90,6 +91,7 @@ impl Series {
             tokens: Handles::new(Unit::ALL.len()),
             units: Handles::new(Unit::ALL.len()),
             cost: Handles::new(CostSource::ALL.len()),
+            cache_effect: Handles::new(2),
             unpriced: Handles::new(UnpricedReason::ALL.len()),
         }
     }

@@ -260,6 +260,22 @@ impl BillWindow {
 }
 
 label_values! {
+    /// What became of a row whose cost its provider was asked for.
+    ReceiptResult {
+        /// It has the cost that its provider states.
+        Settled = "settled",
+        /// The provider does not know it, or not yet.
+        Missing = "missing",
+        /// The provider does not say clearly what it cost.
+        Unclear = "unclear",
+        /// It was asked about often enough, and is asked about no more.
+        GivenUp = "given_up",
+        /// It was left for the next run, because this one had made all of its calls.
+        Deferred = "deferred",
+    }
+}
+
+label_values! {
     /// How an attempt to refresh the prices of a source ended.
     PriceResult {
         /// Its list was read, and is in force.

@@ -3,8 +3,8 @@
 //! In: the text of `catalog.json` or of a TOML overlay. Out: models by provider, or every
 //! problem with the key it is at. Nothing is guessed: an unknown key, unit or shape is a problem.
 //!
-//! An entry of a model is a table of rates by unit, with `above`, `tiers`, `variants`, `regions`,
-//! `estimate`, `billable_unit_is`, `from`, `hours` and `source` beside them; an array of such
+//! An entry of a model is a table of rates by unit, with `above`, `when`, `tiers`, `variants`,
+//! `regions`, `estimate`, `billable_unit_is`, `from`, `hours` and `source` beside them; an array of such
 //! tables, of which the last that is active holds; or the name of the model that it costs the
 //! same as. The full description, with examples, is docs/prices.md.
 
@@ -21,8 +21,12 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::rates::{Hours, Layer, ModelPrices, Price, Rate, RateSet, Rates};
+use super::rates::{
+    Condition, Conditions, Hours, Layer, ModelPrices, OPERATION, Price, Rate, RateSet, Rates,
+};
 use crate::money::parse_decimal;
+use crate::qualifier::Qualifier;
+use crate::record::Operation;
 use crate::usage::Unit;
 
 /// The catalogue that is built in; see `scripts/build_price_catalogue.py`.
@@ -356,6 +360,7 @@ impl Reader {
                 ("from", value) => price.from = self.date(&key, value),
                 ("hours", value) => price.hours = self.hours(&key, value),
                 ("above", value) => price.standard.above = self.above(&key, value),
+                ("when", value) => price.when = self.when(&key, value),
                 ("variants", Value::Object(variants)) => {
                     for (variant, value) in variants {
                         let key = key.then(variant);
@@ -475,6 +480,75 @@ impl Reader {
         above
     }
 
+    fn when(&mut self, at: &Key<'_>, value: &Value) -> Vec<(Conditions, Rates)> {
+        let Value::Array(tables) = value else {
+            self.problem(
+                at,
+                "not an array of tables",
+                "tables with conditions and rates",
+            );
+            return Vec::new();
+        };
+        let mut when = Vec::with_capacity(tables.len());
+        for (index, value) in tables.iter().enumerate() {
+            let index = index.to_string();
+            let at = at.then(&index);
+            let rates = self.rates(&at, value, &CONDITION_KEYS);
+            let table = value.as_object().into_iter().flatten();
+            let stated: Vec<_> = table
+                .filter(|(name, _)| CONDITION_KEYS.contains(&name.as_str()))
+                .collect();
+            if stated.is_empty() {
+                self.problem(&at, "no condition", CONDITION_KEYS.join(", "));
+            }
+            let conditions: Conditions = stated
+                .into_iter()
+                .filter_map(|(name, value)| self.condition(&at.then(name), name, value))
+                .collect();
+            if rates.is_empty() {
+                self.problem(&at, "no rate", rate_keys(&CONDITION_KEYS));
+            }
+            when.push((conditions, rates));
+        }
+        when
+    }
+
+    fn condition(&mut self, at: &Key<'_>, name: &str, value: &Value) -> Option<Condition> {
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Bool(_) | Value::Number(_) => value.to_string(),
+            _ => String::new(),
+        };
+        let (condition, accepted) = match Qualifier::from_name(name) {
+            None => (
+                Operation::from_name(&text).map(Condition::Of),
+                "an operation, as rows name it, such as \"training\"",
+            ),
+            Some(Qualifier::Seconds) => (
+                parse_decimal(&text)
+                    .filter(|seconds| *seconds > Decimal::ZERO)
+                    .map(Condition::UpToSeconds),
+                "a number of seconds; the rates hold for clips of up to so many",
+            ),
+            Some(Qualifier::Audio) => (
+                Qualifier::Audio
+                    .read(&text)
+                    .map(|value| Condition::Is(Qualifier::Audio, value.into())),
+                "true or false",
+            ),
+            Some(qualifier) => (
+                qualifier
+                    .read(&text)
+                    .map(|value| Condition::Is(qualifier, value.into())),
+                "the vendor's word for it, such as \"720p\"",
+            ),
+        };
+        if condition.is_none() {
+            self.problem(at, "not a condition", accepted);
+        }
+        condition
+    }
+
     fn factor(&mut self, at: &Key<'_>, value: &Value) -> Option<Decimal> {
         let factor = match value {
             Value::String(text) => parse_decimal(text),
@@ -535,9 +609,21 @@ impl Reader {
     }
 }
 
+/// What a table of `when` may hold besides rates.
+const CONDITION_KEYS: [&str; 7] = [
+    OPERATION,
+    Qualifier::Resolution.as_str(),
+    Qualifier::Upscale.as_str(),
+    Qualifier::Audio.as_str(),
+    Qualifier::Seconds.as_str(),
+    Qualifier::Mode.as_str(),
+    Qualifier::Variant.as_str(),
+];
+
 /// What an entry may hold besides rates.
-const PRICE_KEYS: [&str; 9] = [
+const PRICE_KEYS: [&str; 10] = [
     "above",
+    "when",
     "tiers",
     "variants",
     "regions",

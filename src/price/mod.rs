@@ -35,7 +35,8 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
 use crate::money::Usd;
-use crate::record::UnpricedReason;
+use crate::qualifier::Qualifiers;
+use crate::record::{Operation, UnpricedReason};
 use crate::usage::{Unit, Usage};
 
 pub use api::{PRICE_APIS, PriceApi, PriceApiFacts, Unreadable, price_api};
@@ -68,9 +69,12 @@ pub struct Query<'a> {
     pub region: Option<&'a str>,
     /// Size and quality of an image (`1024x1024/hd`), or resolution of a video.
     pub image_variant: Option<&'a str>,
-    /// Whether the usage is the sum of many requests, as a batch's is: how long the context of
+    /// What else was asked for, as the response states it and as the request did: the first to
+    /// know a qualifier tells it.
+    pub qualifiers: [&'a Qualifiers; 2],
+    /// What was asked. The usage of a batch is the sum of many requests: how long the context of
     /// each was is not known then, and where a price depends on it the cost is an estimate.
-    pub is_sum: bool,
+    pub operation: Operation,
     /// When the request started.
     pub at: DateTime<Utc>,
 }
@@ -96,6 +100,8 @@ pub enum Missing {
     Model,
     /// The model is listed, a quantity that was used is not, or is negative.
     Unit(Unit),
+    /// What that quantity costs depends on something that is not known: a resolution, a size.
+    Qualifier(Unit),
 }
 
 impl Missing {
@@ -104,6 +110,7 @@ impl Missing {
         match self {
             Missing::Model => UnpricedReason::ModelUnknown,
             Missing::Unit(_) => UnpricedReason::PriceMissing,
+            Missing::Qualifier(_) => UnpricedReason::QualifierUnknown,
         }
     }
 }
@@ -310,14 +317,15 @@ impl PriceBook {
             service_tier: query.service_tier,
             region: query.region,
             variant: query.image_variant,
-            is_sum: query.is_sum,
+            qualifiers: query.qualifiers,
+            operation: query.operation,
         };
         match price.cost(query.usage, terms) {
             Ok(cost) => {
                 priced.cost = Some(Usd::new(cost.dollars));
                 priced.estimated = cost.estimated || is_stand_in;
             }
-            Err(unit) => priced.missing = Some(Missing::Unit(unit)),
+            Err(missing) => priced.missing = Some(missing),
         }
         priced
     }

@@ -4,13 +4,18 @@
 //! has no rate. What stands in for what, and what is an estimate, is decided here and nowhere
 //! else; docs/prices.md states the same rules for people.
 
+use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, NaiveTime, Utc};
 use rust_decimal::Decimal;
 
 use crate::money::{Usd, parse_decimal};
+use crate::qualifier::{Qualifier, Qualifiers};
+use crate::record::Operation;
 use crate::usage::{Unit, Usage};
+
+use super::Missing;
 
 /// How many of a unit a published price is for: a million tokens or characters, else one.
 const PER_MILLION: Decimal = Decimal::from_parts(1_000_000, 0, 0, false, 0);
@@ -161,6 +166,46 @@ impl Layer {
     }
 }
 
+/// A circumstance that rates are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// The qualifier has this value, in the form of [`Qualifier::read`].
+    Is(Qualifier, Box<str>),
+    /// The clip is not longer.
+    UpToSeconds(Decimal),
+    /// That was asked.
+    Of(Operation),
+}
+
+pub(super) type Conditions = Vec<Condition>;
+
+impl Condition {
+    /// Whether it holds; `None` where that is not known.
+    fn holds(&self, terms: &Terms<'_>) -> Option<bool> {
+        match self {
+            Condition::Is(qualifier, value) => Some(terms.qualifier(*qualifier)? == &**value),
+            Condition::UpToSeconds(limit) => {
+                let seconds = parse_decimal(terms.qualifier(Qualifier::Seconds)?)?;
+                Some(seconds <= *limit)
+            }
+            Condition::Of(operation) => Some(terms.operation == *operation),
+        }
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Condition::Is(qualifier, value) => write!(f, "{qualifier}={value}"),
+            Condition::UpToSeconds(limit) => write!(f, "{}<={limit}", Qualifier::Seconds),
+            Condition::Of(operation) => write!(f, "{OPERATION}={operation}"),
+        }
+    }
+}
+
+/// The key of a condition on the operation.
+pub(super) const OPERATION: &str = "operation";
+
 /// What a model costs while a condition holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Price {
@@ -172,6 +217,8 @@ pub struct Price {
     pub(super) standard: RateSet,
     /// Rates by size and quality of an image, or resolution of a video.
     pub(super) variants: Vec<(Box<str>, Rates)>,
+    /// Rates by what was asked for: the first of which every condition holds.
+    pub(super) when: Vec<(Conditions, Rates)>,
     /// Rates by service tier; what a tier does not list costs what it costs in the standard one.
     pub(super) tiers: Vec<(Box<str>, RateSet)>,
     /// Factors on the token rates by region.
@@ -184,13 +231,25 @@ pub struct Price {
 }
 
 /// The circumstances of a call that its price depends on.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Terms<'a> {
     pub(super) service_tier: Option<&'a str>,
     pub(super) region: Option<&'a str>,
     pub(super) variant: Option<&'a str>,
+    /// The first to know a qualifier tells it.
+    pub(super) qualifiers: [&'a Qualifiers; 2],
+    pub(super) operation: Operation,
+}
+
+impl Terms<'_> {
+    fn qualifier(&self, qualifier: Qualifier) -> Option<&str> {
+        self.qualifiers.iter().find_map(|it| it.get(qualifier))
+    }
+
     /// Whether the usage is of many requests, each with a context of its own.
-    pub(super) is_sum: bool,
+    fn is_sum(&self) -> bool {
+        self.operation == Operation::Batch
+    }
 }
 
 /// What a usage costs, and whether a rate stood in for one that is not listed.
@@ -206,6 +265,10 @@ struct Sheet<'a> {
     tier: Option<&'a RateSet>,
     variant: Option<&'a Rates>,
     has_unlisted_variant: bool,
+    /// Those of `when` that hold.
+    qualified: Option<&'a Rates>,
+    /// Whether a qualifier would have to be known to tell which of `when` hold.
+    is_undecided: bool,
     /// The unit that is billed at the rate of billing units, as none are stated.
     billed: Option<Unit>,
     factor: Decimal,
@@ -267,7 +330,18 @@ impl Price {
 
     /// Whether the price depends on what a row does not tell: a size, a quality, a region.
     pub fn depends_on_more_than_usage(&self) -> bool {
-        !self.variants.is_empty() || !self.regions.is_empty()
+        !self.variants.is_empty() || !self.regions.is_empty() || !self.when.is_empty()
+    }
+
+    /// The rates by what was asked for, each with its conditions (`resolution=720p audio=false`).
+    pub fn qualified_rates(&self) -> impl Iterator<Item = (String, Unit, Rate)> {
+        self.when.iter().flat_map(|(conditions, rates)| {
+            let conditions: Vec<String> = conditions.iter().map(Condition::to_string).collect();
+            let conditions = conditions.join(" ");
+            rates
+                .iter()
+                .map(move |(unit, rate)| (conditions.clone(), *unit, *rate))
+        })
     }
 
     /// The rates by size and quality of an image, or resolution of a video.
@@ -289,7 +363,7 @@ impl Price {
     }
 
     pub(super) fn has_rates(&self) -> bool {
-        !self.standard.is_empty() || !self.variants.is_empty()
+        !self.standard.is_empty() || !self.variants.is_empty() || !self.when.is_empty()
     }
 
     fn tier(&self, name: &str) -> Option<&RateSet> {
@@ -306,6 +380,26 @@ impl Price {
         let sets = [Some(&self.standard), tier];
         let mut limits = sets.into_iter().flatten().flat_map(|set| &set.above);
         limits.any(|(limit, _)| sum > *limit)
+    }
+
+    /// The rates whose conditions hold, `Ok(None)` if none are; `Err` where that cannot be told.
+    fn qualified(&self, terms: &Terms<'_>) -> Result<Option<&Rates>, ()> {
+        for (conditions, rates) in &self.when {
+            let mut is_known = true;
+            let mut is_ruled_out = false;
+            for condition in conditions {
+                match condition.holds(terms) {
+                    Some(holds) => is_ruled_out |= !holds,
+                    None => is_known = false,
+                }
+            }
+            match (is_ruled_out, is_known) {
+                (true, _) => {}
+                (false, true) => return Ok(Some(rates)),
+                (false, false) => return Err(()),
+            }
+        }
+        Ok(None)
     }
 
     fn sheet<'a>(&'a self, terms: Terms<'_>, usage: &Usage) -> Sheet<'a> {
@@ -335,17 +429,20 @@ impl Price {
             || terms
                 .region
                 .is_none_or(|name| is_one_of(&STANDARD_REGIONS, name));
+        let qualified = self.qualified(&terms);
         Sheet {
             price: self,
             tier,
             variant,
             has_unlisted_variant: terms.variant.is_some() && variant.is_none(),
+            qualified: qualified.ok().flatten(),
+            is_undecided: qualified.is_err(),
             billed: self
                 .billable_unit_is
                 .filter(|_| usage.get(Unit::BillableUnit).is_none()),
             factor: factor.unwrap_or(Decimal::ONE),
             is_listed: is_tier_listed && is_region_listed,
-            context: match terms.is_sum {
+            context: match terms.is_sum() {
                 true => Decimal::ZERO,
                 false => usage.input_tokens_total().unwrap_or_default(),
             },
@@ -353,17 +450,22 @@ impl Price {
     }
 
     /// What `usage` costs; `Err` is the first quantity without a rate.
-    pub(super) fn cost(&self, usage: &Usage, terms: Terms<'_>) -> Result<Cost, Unit> {
+    pub(super) fn cost(&self, usage: &Usage, terms: Terms<'_>) -> Result<Cost, Missing> {
         let sheet = self.sheet(terms, usage);
+        let is_size_unknown = terms.variant.is_none() && !self.variants.is_empty();
+        let missing = match sheet.is_undecided || is_size_unknown {
+            true => Missing::Qualifier,
+            false => Missing::Unit,
+        };
         let mut tokens = Decimal::ZERO;
         let mut others = Decimal::ZERO;
-        let mut estimated = terms.is_sum && self.may_be_above(sheet.tier, usage);
+        let mut estimated = terms.is_sum() && self.may_be_above(sheet.tier, usage);
         for (unit, quantity) in usage.iter().filter(|(_, quantity)| !quantity.is_zero()) {
             let Some((rate, is_stand_in)) = sheet.rate(unit) else {
                 if sheet.is_measured_otherwise(unit, usage) {
                     continue;
                 }
-                return Err(unit);
+                return Err(missing(unit));
             };
             let sum = if unit.is_token() {
                 &mut tokens
@@ -375,13 +477,13 @@ impl Price {
                 .filter(|quantity| quantity.is_sign_positive())
                 .and_then(|quantity| rate.times(quantity))
                 .and_then(|dollars| sum.checked_add(dollars))
-                .ok_or(unit)?;
+                .ok_or(Missing::Unit(unit))?;
             estimated |= is_stand_in || !sheet.is_listed;
         }
         let dollars = tokens
             .checked_mul(sheet.factor)
             .and_then(|tokens| tokens.checked_add(others))
-            .ok_or(Unit::Input)?
+            .ok_or(Missing::Unit(Unit::Input))?
             .normalize();
         Ok(Cost { dollars, estimated })
     }
@@ -390,15 +492,21 @@ impl Price {
 impl Sheet<'_> {
     /// The rate of `unit`, and whether it stands in for one that is not listed.
     fn rate(&self, unit: Unit) -> Option<(Rate, bool)> {
-        if let Some(rate) = self.variant.and_then(|rates| find(rates, unit)) {
+        let chosen = [self.variant, self.qualified].into_iter().flatten();
+        if let Some(rate) = chosen.into_iter().find_map(|rates| find(rates, unit)) {
             return Some((rate, false));
         }
         let is_by_variant = || {
             let mut variants = self.price.variants.iter();
             variants.any(|(_, rates)| find(rates, unit).is_some())
         };
+        let is_qualified = || {
+            let mut when = self.price.when.iter();
+            when.any(|(_, rates)| find(rates, unit).is_some())
+        };
         let is_stand_in = self.price.estimate.contains(&unit)
-            || self.has_unlisted_variant && !unit.is_token() && is_by_variant();
+            || self.has_unlisted_variant && !unit.is_token() && is_by_variant()
+            || self.is_undecided && is_qualified();
         let listed = |unit| {
             self.tier
                 .and_then(|tier| tier.rate(unit, self.context))
@@ -576,8 +684,16 @@ mod tests {
             ..Price::default()
         };
         let by_megapixel = price(Some(Unit::Megapixel));
+        let none = Qualifiers::default();
+        let terms = Terms {
+            service_tier: None,
+            region: None,
+            variant: None,
+            qualifiers: [&none, &none],
+            operation: Operation::Prediction,
+        };
         let cost = |price: &Price, usage: Usage| {
-            let cost = price.cost(&usage, Terms::default())?;
+            let cost = price.cost(&usage, terms)?;
             Ok((cost.dollars, cost.estimated))
         };
         let seen = Usage::new().with(Unit::Image, 2).with(Unit::Megapixel, 4);
@@ -592,9 +708,9 @@ mod tests {
             .with(Unit::Input, 12);
         assert_eq!(cost(&by_megapixel, written), Ok((dec("0.025"), false)));
         // Without the name of the unit nothing is guessed.
-        assert_eq!(cost(&price(None), seen), Err(Unit::Image));
+        assert_eq!(cost(&price(None), seen), Err(Missing::Unit(Unit::Image)));
         let images = Usage::new().with(Unit::Image, 2);
-        assert_eq!(cost(&by_megapixel, images), Err(Unit::Image));
+        assert_eq!(cost(&by_megapixel, images), Err(Missing::Unit(Unit::Image)));
     }
 
     #[test]

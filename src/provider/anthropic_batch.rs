@@ -18,6 +18,7 @@ use super::{
     RequestFacts, ResponseHead, route, url_selector,
 };
 use crate::fault::Outcome;
+use crate::qualifier::Qualifiers;
 use crate::record::{Fidelity, Operation};
 use crate::usage::Usage;
 use crate::wire::json::Step::Key;
@@ -84,6 +85,7 @@ fn report(outcome: Outcome, fidelity: Fidelity, job: Option<JobView>) -> Report 
         region: None,
         provider_request_id: None,
         image_variant: None,
+        qualifiers: Qualifiers::default(),
         parts: Vec::new(),
         stated_cost: None,
         raw_usage: None,

@@ -29,9 +29,10 @@ use super::source::{Documents, Framing, Source};
 use super::{
     Call, End, Forwarding, JobCall, JobStage, JobView, Meter, Milestone, NAME_BYTES_MAX, Part,
     Provider, RateLimit, Report, RequestFacts, RequestHead, RequestReader, ResponseHead,
-    common_rate_limits, request, url_selector,
+    common_rate_limits, input, request, url_selector,
 };
 use crate::fault::{Outcome, ProviderError};
+use crate::qualifier::{Qualifier, Qualifiers};
 use crate::record::{Fidelity, Operation};
 use crate::usage::{Unit, Usage};
 use crate::wire::json::Step::{self, Each, Key};
@@ -313,22 +314,23 @@ struct InputReader {
     facts: RequestFacts,
 }
 
-/// The values of [`INPUTS`].
-type InputValues = [Option<String>; 6];
+/// The values of the first of [`INPUTS`]; those of the others are qualifiers.
+type InputValues = [Option<String>; 5];
 
 static INPUTS: LazyLock<Selector> = LazyLock::new(|| {
     let path = |steps| Path {
         steps,
         want: Want::Text(32),
     };
-    Selector::new(&[
+    let mut paths = vec![
         path(&[Key("num_images")]),
         path(&[Key("image_size")]),
         path(&[Key("image_size"), Key("width")]),
         path(&[Key("image_size"), Key("height")]),
-        path(&[Key("resolution")]),
         path(&[Key("quality")]),
-    ])
+    ];
+    paths.extend(input::paths(&input::IN_BODY));
+    Selector::new(&paths)
 });
 
 impl InputReader {
@@ -341,16 +343,35 @@ impl InputReader {
     }
 }
 
-fn input_found(values: &mut InputValues, index: usize, found: Found<'_>) {
-    if let (Some(value), Found::Text(text)) = (values.get_mut(index), found) {
-        *value = word(text).map(Cow::into_owned);
+impl InputReader {
+    fn found(
+        values: &mut InputValues,
+        qualifiers: &mut Qualifiers,
+        index: usize,
+        found: &Found<'_>,
+    ) {
+        match (values.get_mut(index), found) {
+            (Some(value), Found::Text(text)) => *value = word(text).map(Cow::into_owned),
+            (Some(_), _) => {}
+            (None, _) => {
+                let index = index.saturating_sub(values.len());
+                input::found(qualifiers, &input::IN_BODY, index, found);
+            }
+        }
     }
 }
 
 impl RequestReader for InputReader {
     fn push(&mut self, bytes: &[u8]) {
-        let InputReader { picker, values, .. } = self;
-        picker.push(bytes, &mut |index, found| input_found(values, index, found));
+        let InputReader {
+            picker,
+            values,
+            facts,
+        } = self;
+        let qualifiers = &mut facts.qualifiers;
+        picker.push(bytes, &mut |index, found| {
+            InputReader::found(values, qualifiers, index, &found);
+        });
     }
 
     fn facts(&self) -> &RequestFacts {
@@ -363,10 +384,15 @@ impl RequestReader for InputReader {
             values,
             facts,
         } = self;
-        let status = picker.end(&mut |index, found| input_found(values, index, found));
-        let [images, size, width, height, resolution, quality] = values;
+        let qualifiers = &mut facts.qualifiers;
+        let status = picker.end(&mut |index, found| {
+            InputReader::found(values, qualifiers, index, &found);
+        });
+        let [images, size, width, height, quality] = values;
         let sides = || Some(format!("{}x{}", width.as_deref()?, height.as_deref()?));
-        let size = size.take().or_else(sides).or(resolution.take());
+        let resolution = facts.qualifiers.get(Qualifier::Resolution);
+        let size = size.take().or_else(sides);
+        let size = size.or_else(|| resolution.map(str::to_owned));
         facts.image_variant = match (size, quality) {
             (size, None) => size,
             (Some(size), Some(quality)) => Some(format!("{size}/{quality}")),
@@ -796,6 +822,7 @@ impl Answer {
             service_tier: None,
             region: None,
             image_variant: None,
+            qualifiers: Qualifiers::default(),
             provider_request_id: self.header_request_id.or(self.request_id),
             estimated: !is_stated && !parts.is_empty(),
             parts,

@@ -15,6 +15,7 @@ mod chat;
 mod cost;
 mod failure;
 mod fal;
+mod input;
 mod object;
 mod openai;
 mod openrouter;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
+use crate::qualifier::Qualifiers;
 use crate::record::Operation;
 use crate::wire::json::{Path, Selector, Step, Want};
 
@@ -93,6 +95,8 @@ pub struct RequestFacts {
     /// Size and quality of an image or video, where a price depends on them: `1024x1024/hd`,
     /// `1280x720` without a quality, `default/hd` without a size.
     pub image_variant: Option<String>,
+    /// What else a price can depend on.
+    pub qualifiers: Qualifiers,
     /// Characters of the input text, for speech.
     pub characters: Option<u64>,
     /// Whether the body was read to its end as what its type says.

@@ -96,6 +96,15 @@ pub(crate) fn word(text: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
+/// As [`word`], or a boolean.
+pub(crate) fn scalar(text: &[u8]) -> Option<Cow<'_, str>> {
+    match text {
+        b"true" => Some(Cow::Borrowed("true")),
+        b"false" => Some(Cow::Borrowed("false")),
+        _ => word(text),
+    }
+}
+
 /// Lays the members of `later` over those of `earlier`; a null changes nothing. The result is
 /// JSON text if both are.
 pub(crate) fn merge(earlier: &str, later: &str) -> String {

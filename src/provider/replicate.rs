@@ -15,15 +15,16 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
 use super::failure::{self, Failure};
-use super::object::{members, quantity, word};
+use super::object::{members, quantity, scalar, word};
 use super::response::{MESSAGE_BYTES_MAX, USAGE_BYTES_MAX};
 use super::route::{self, Route, Segments, route};
 use super::{
     Call, End, JobCall, JobStage, JobView, Meter, Milestone, NAME_BYTES_MAX, Part, Provider,
-    RateLimit, Report, RequestFacts, RequestHead, RequestReader, ResponseHead, request,
+    RateLimit, Report, RequestFacts, RequestHead, RequestReader, ResponseHead, input, request,
     url_selector,
 };
 use crate::fault::{Outcome, ProviderError};
+use crate::qualifier::{Qualifier, Qualifiers};
 use crate::record::{Fidelity, Operation};
 use crate::usage::{Unit, Usage};
 use crate::wire::json::Step::{self, Key};
@@ -154,7 +155,7 @@ impl Provider for Replicate {
     fn read_request(&self, call: &Call, head: RequestHead<'_>) -> Box<dyn RequestReader> {
         if call.operation == Operation::Prediction {
             Box::new(PredictionReader {
-                picker: Picker::new(&VERSION),
+                picker: Picker::new(&CREATE),
                 facts: RequestFacts::default(),
             })
         } else {
@@ -221,25 +222,32 @@ fn owned_name(segments: &Segments<'_>) -> Option<String> {
     (both.len() <= NAME_BYTES_MAX).then_some(both)
 }
 
-/// Reads which model a prediction is asked of, where the path does not say.
+/// Reads which model a prediction is asked of, where the path does not say, and what its price can
+/// depend on.
 struct PredictionReader {
     picker: Picker<'static>,
     facts: RequestFacts,
 }
 
-static VERSION: LazyLock<Selector> = LazyLock::new(|| {
-    Selector::new(&[Path {
+static CREATE: LazyLock<Selector> = LazyLock::new(|| {
+    let mut paths = vec![Path {
         steps: &[Key("version")],
         want: Want::Text(NAME_BYTES_MAX),
-    }])
+    }];
+    paths.extend(input::paths(&input::IN_INPUT));
+    Selector::new(&paths)
 });
 
 impl RequestReader for PredictionReader {
     fn push(&mut self, bytes: &[u8]) {
         let PredictionReader { picker, facts } = self;
-        picker.push(bytes, &mut |_, found| {
-            if let Found::Text(text) = found {
+        picker.push(bytes, &mut |index, found| match (index, &found) {
+            (0, Found::Text(text)) => {
                 facts.model = word(text).as_deref().and_then(model_of);
+            }
+            _ => {
+                let index = index.saturating_sub(1);
+                input::found(&mut facts.qualifiers, &input::IN_INPUT, index, &found);
             }
         });
     }
@@ -281,7 +289,9 @@ static DOCUMENT: LazyLock<Selector> = LazyLock::new(|| {
         steps,
         want: Want::Text(*limit),
     };
-    let paths: Vec<Path> = MEMBERS.iter().map(path).collect();
+    let mut paths: Vec<Path> = MEMBERS.iter().map(path).collect();
+    // What was asked for stays in the job until an hour after its end.
+    paths.extend(input::paths(&input::IN_INPUT));
     Selector::new(&paths)
 });
 const MEMBERS: &[(Field, &[Step], usize)] = &[
@@ -312,13 +322,15 @@ struct Document {
     metrics: Option<String>,
     title: Option<String>,
     detail: Option<String>,
+    asked: Qualifiers,
     is_oversize: bool,
 }
 
 impl Document {
     fn found(&mut self, index: usize, found: Found<'_>) {
         let Some((field, ..)) = MEMBERS.get(index) else {
-            return;
+            let index = index.saturating_sub(MEMBERS.len());
+            return input::found(&mut self.asked, &input::IN_INPUT, index, &found);
         };
         match found {
             Found::Text(b"null") => {}
@@ -497,13 +509,20 @@ impl DocumentMeter {
             started_at,
             completed_at,
             metrics,
+            asked,
             is_oversize,
             ..
         } = self.document;
         report.model_served = model.filter(|model| !model.starts_with(INTERNAL));
         let Some(id) = id else { return report };
 
-        let stated = metrics.as_deref().map(Metrics::of).unwrap_or_default();
+        let mut stated = Metrics {
+            qualifiers: asked,
+            ..Metrics::default()
+        };
+        if let Some(metrics) = &metrics {
+            stated.read(metrics);
+        }
         // What never ran consumed nothing, and states nothing.
         let has_run = started_at.is_some() || standing == Standing::Succeeded;
         let is_told = !stated.usage.is_empty() || stated.is_negative || is_oversize;
@@ -549,6 +568,7 @@ impl DocumentMeter {
                 usage: stated.usage,
             });
         }
+        report.qualifiers = stated.qualifiers;
         report.raw_usage = metrics;
         match standing {
             Standing::Open => return report,
@@ -590,10 +610,21 @@ const METRICS: [(&str, Unit); 16] = [
 
 const PIXELS_PER_MEGAPIXEL: Decimal = Decimal::from_parts(1_000_000, 0, 0, false, 0);
 
+/// A metric that a price depends on.
+const QUALIFIERS: [(&str, Qualifier); 5] = [
+    ("resolution_target", Qualifier::Resolution),
+    ("resolution_upscale_target", Qualifier::Upscale),
+    ("with_audio", Qualifier::Audio),
+    ("motion_mode", Qualifier::Mode),
+    ("model_variant", Qualifier::Variant),
+];
+
 /// What the `metrics` of a job come to.
 #[derive(Debug, Default)]
 struct Metrics {
     usage: Usage,
+    /// What was asked for, as far as they do not say what was billed.
+    qualifiers: Qualifiers,
     /// Whether a quantity is below zero, which is none. `predict_time` can be by months.
     is_negative: bool,
     /// Whether they are no object.
@@ -601,30 +632,37 @@ struct Metrics {
 }
 
 impl Metrics {
-    fn of(text: &str) -> Metrics {
+    fn read(&mut self, text: &str) {
         let mut stated: [Option<&str>; METRICS.len()] = [None; METRICS.len()];
         let is_object = members(text, &mut |key, text| {
             let slots = METRICS.iter().zip(&mut stated);
             if let Some((_, slot)) = slots.into_iter().find(|((name, _), _)| *name == key) {
                 *slot = Some(text);
             }
+            let qualifier = QUALIFIERS.iter().find(|(name, _)| *name == key);
+            if let (Some((_, qualifier)), Some(value)) = (qualifier, scalar(text.as_bytes())) {
+                self.qualifiers.set(*qualifier, &value);
+            }
         });
-        let mut metrics = Metrics {
-            is_malformed: !is_object,
-            ..Metrics::default()
-        };
+        self.is_malformed = !is_object;
         for ((_, unit), text) in METRICS.into_iter().zip(stated) {
             let Some(text) = text else { continue };
             match quantity(text) {
                 Some(pixels) if unit == Unit::Megapixel => {
                     let megapixels = pixels.checked_div(PIXELS_PER_MEGAPIXEL);
-                    metrics.state(unit, megapixels.unwrap_or_default());
+                    self.state(unit, megapixels.unwrap_or_default());
                 }
-                Some(quantity) => metrics.state(unit, quantity),
-                None => metrics.is_negative |= json::decimal_of(text.as_bytes()).is_some(),
+                Some(quantity) => self.state(unit, quantity),
+                None => self.is_negative |= json::decimal_of(text.as_bytes()).is_some(),
             }
         }
-        metrics
+        // How long a clip was to be is what prices go by; what came out measures a bit more.
+        let measured = [Unit::VideoSecond, Unit::AudioSecond];
+        let measured = measured.into_iter().find_map(|unit| self.usage.get(unit));
+        if let (None, Some(seconds)) = (self.qualifiers.get(Qualifier::Seconds), measured) {
+            self.qualifiers
+                .set(Qualifier::Seconds, &seconds.to_string());
+        }
     }
 
     fn state(&mut self, unit: Unit, quantity: Decimal) {
@@ -699,6 +737,7 @@ fn plain(http_status: u16, end: End) -> Report {
         stated_cost: None,
         raw_usage: None,
         image_variant: None,
+        qualifiers: Qualifiers::default(),
         fidelity: if broken_off.is_some() {
             Fidelity::Partial
         } else {

@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
 use super::object::word;
-use super::{NAME_BYTES_MAX, RequestFacts, RequestHead, RequestReader, StreamOptions};
+use super::{NAME_BYTES_MAX, RequestFacts, RequestHead, RequestReader, StreamOptions, input};
 use crate::record::Operation;
 use crate::wire::json::Step::{self, Each, Key};
 use crate::wire::json::{Found, Kind, Path, Picker, Selector, Status, Want};
@@ -60,6 +60,7 @@ impl Body {
             }
             // Some clients send JSON without a type or with that of a plain form.
             _ if operation == Operation::Speech => Body::Json(Picker::new(&SPEECH)),
+            _ if operation == Operation::Video => Body::Json(Picker::new(&VIDEO)),
             _ => Body::Json(Picker::new(&COMMON)),
         }
     }
@@ -183,6 +184,13 @@ const SPEECH_PATHS: &[Path] = &[
     INPUT,
 ];
 
+/// Of a video: what others have, and after it what its price depends on.
+static VIDEO: LazyLock<Selector> = LazyLock::new(|| {
+    let mut paths = PATHS.to_vec();
+    paths.extend(input::paths(&input::IN_BODY));
+    Selector::new(&paths)
+});
+
 /// The fields of a form, and what they mean by index.
 static FORM_FIELDS: &[&str] = &["model", "stream", "service_tier", "n", "size", "quality"];
 const FORM_MEANINGS: [Field; 6] = [
@@ -196,6 +204,11 @@ const FORM_MEANINGS: [Field; 6] = [
 
 impl Facts {
     fn json_found(&mut self, index: usize, found: Found<'_>) {
+        if self.operation == Operation::Video
+            && let Some(index) = index.checked_sub(PATHS.len())
+        {
+            return input::found(&mut self.facts.qualifiers, &input::IN_BODY, index, &found);
+        }
         let Some(field) = FIELDS.get(index) else {
             return;
         };

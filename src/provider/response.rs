@@ -17,6 +17,7 @@ use super::{
     ResponseHead, StatedCost,
 };
 use crate::fault::Outcome;
+use crate::qualifier::Qualifiers;
 use crate::record::{Fidelity, Operation};
 use crate::usage::{Unit, Usage};
 use crate::wire::json::Step::{self, Key};
@@ -845,6 +846,7 @@ impl<C: Counts> Answer<C> {
             region: settled.region,
             provider_request_id,
             image_variant: self.size.filter(|_| self.operation == Operation::Video),
+            qualifiers: Qualifiers::default(),
             parts: settled.parts,
             stated_cost,
             raw_usage,

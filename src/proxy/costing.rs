@@ -6,16 +6,24 @@ use crate::clock::micros;
 use crate::fault::Outcome;
 use crate::money::Usd;
 use crate::price::{Missing, PriceBook, Query};
-use crate::provider::{End, Report};
-use crate::record::{CostSource, Fidelity, Operation, UnpricedReason, UsageRecord};
+use crate::provider::{End, Part, Report};
+use crate::qualifier::Qualifiers;
+use crate::record::{CostSource, Fidelity, UnpricedReason, UsageRecord};
 use crate::usage::Usage;
 
-/// Enters what a meter reported, and prices it. `image_variant` is what the request asked for.
+/// What a request asked for that its price can depend on.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) image_variant: Option<&'a str>,
+    pub(super) qualifiers: &'a Qualifiers,
+}
+
+/// Enters what a meter reported, and prices it.
 pub(super) fn enter(
     prices: &PriceBook,
     record: &mut UsageRecord,
     report: Report,
-    image_variant: Option<&str>,
+    asked: Asked<'_>,
 ) {
     record.outcome = report.outcome;
     record.fidelity = report.fidelity;
@@ -31,7 +39,7 @@ pub(super) fn enter(
             record.unpriced_reason = Some(UnpricedReason::UsageMissing);
         }
         (None, _) if record.usage.is_empty() => {}
-        (None, fidelity) => match price(prices, record, &report, image_variant) {
+        (None, fidelity) => match price(prices, record, &report, asked) {
             Ok(priced) => {
                 let is_inferred =
                     report.estimated || priced.is_estimated || fidelity != Fidelity::Complete;
@@ -45,6 +53,7 @@ pub(super) fn enter(
             Err(reason) => record.unpriced_reason = Some(reason),
         },
     }
+    record.cache_effect_usd = cache_effect(prices, record, &report, asked);
     if let Some(job) = report.job {
         record.job_id = Some(job.id);
         record.queue_us = job.queue.map(micros);
@@ -75,34 +84,16 @@ fn price(
     prices: &PriceBook,
     record: &UsageRecord,
     report: &Report,
-    image_variant: Option<&str>,
+    asked: Asked<'_>,
 ) -> Result<Total, UnpricedReason> {
-    let served = report
-        .model_served
-        .as_deref()
-        .or(record.model_served.as_deref())
-        .or(record.model_requested.as_deref());
     let mut total = Total {
         cost: Usd::ZERO,
         version: "".into(),
         is_estimated: false,
     };
     for part in report.parts.iter().filter(|part| !part.usage.is_empty()) {
-        let model = part
-            .model
-            .as_deref()
-            .or(served)
-            .ok_or(UnpricedReason::ModelMissing)?;
-        let priced = prices.price(&Query {
-            provider: &record.provider,
-            model,
-            usage: &part.usage,
-            service_tier: report.service_tier.as_deref(),
-            region: report.region.as_deref(),
-            image_variant: image_variant.or(report.image_variant.as_deref()),
-            is_sum: record.operation == Operation::Batch,
-            at: record.started_at,
-        });
+        let query = query(record, report, asked, part, &part.usage);
+        let priced = prices.price(&query.ok_or(UnpricedReason::ModelMissing)?);
         let missing = priced
             .missing
             .map_or(UnpricedReason::ModelUnknown, Missing::reason);
@@ -111,6 +102,58 @@ fn price(
         total.is_estimated |= priced.estimated;
     }
     Ok(total)
+}
+
+/// What to ask the price book for `usage` of a part of a response; `None` if no model is named.
+fn query<'a>(
+    record: &'a UsageRecord,
+    report: &'a Report,
+    asked: Asked<'a>,
+    part: &'a Part,
+    usage: &'a Usage,
+) -> Option<Query<'a>> {
+    let models = [
+        &part.model,
+        &report.model_served,
+        &record.model_served,
+        &record.model_requested,
+    ];
+    Some(Query {
+        provider: &record.provider,
+        model: models.into_iter().find_map(Option::as_deref)?,
+        usage,
+        service_tier: report.service_tier.as_deref(),
+        region: report.region.as_deref(),
+        image_variant: asked.image_variant.or(report.image_variant.as_deref()),
+        // What is billed is what the provider states.
+        qualifiers: [&report.qualifiers, asked.qualifiers],
+        operation: record.operation,
+        at: record.started_at,
+    })
+}
+
+/// How much cheaper caches made a response, by list prices whoever stated its cost; negative if
+/// they made it dearer. `None` if there were no cached tokens, or one of them has no price.
+fn cache_effect(
+    prices: &PriceBook,
+    record: &UsageRecord,
+    report: &Report,
+    asked: Asked<'_>,
+) -> Option<Usd> {
+    let mut effect = None;
+    for part in &report.parts {
+        let Some(uncached) = part.usage.uncached() else {
+            continue;
+        };
+        let cost = |usage| {
+            prices
+                .price(&query(record, report, asked, part, usage)?)
+                .cost
+        };
+        let saved = cost(&uncached)?.dollars() - cost(&part.usage)?.dollars();
+        effect = Some(effect.unwrap_or_default() + saved);
+    }
+    effect.map(Usd::new)
 }
 
 /// Why a record without any usage has no cost. An error that the provider answered is not
@@ -126,5 +169,82 @@ pub(super) fn unpriced_without_usage(record: &UsageRecord, end: End) -> Option<U
     match record.outcome {
         Outcome::Ok | Outcome::ContentFiltered => Some(UnpricedReason::UsageMissing),
         _ => record.job_id.as_ref().map(|_| UnpricedReason::UsageMissing),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::caller::{Caller, Instance};
+    use crate::record::{Intent, Operation};
+    use crate::usage::Unit;
+
+    fn effect(model: &str, usage: Usage) -> Option<String> {
+        let intent = Intent {
+            id: Uuid::nil(),
+            started_at: DateTime::from_timestamp(1_764_000_000, 0).unwrap(),
+            provider: "anthropic".into(),
+            operation: Operation::Chat,
+            method: "POST".to_owned(),
+            route: "/v1/messages".to_owned(),
+            model_requested: Some(model.to_owned()),
+            caller: Caller::default(),
+            job: None,
+        };
+        let record = intent.interrupted(Instance::default());
+        let report = Report {
+            outcome: Outcome::Ok,
+            error_code: None,
+            error_message: None,
+            finish_reason: None,
+            model_served: None,
+            upstream_provider: None,
+            service_tier: None,
+            region: None,
+            provider_request_id: None,
+            image_variant: None,
+            qualifiers: Qualifiers::default(),
+            parts: vec![Part { model: None, usage }],
+            stated_cost: None,
+            raw_usage: None,
+            fidelity: Fidelity::Complete,
+            estimated: false,
+            job: None,
+        };
+        let asked = Asked {
+            image_variant: None,
+            qualifiers: &Qualifiers::default(),
+        };
+        let effect = cache_effect(&PriceBook::embedded(), &record, &report, asked)?;
+        Some(effect.normalize().to_string())
+    }
+
+    #[test]
+    fn what_caches_saved_is_the_difference_to_plain_input() {
+        // 3 USD a million for input, 0.30 to read, 3.75 to write for five minutes.
+        let model = "claude-sonnet-4-5";
+        let read = Usage::new()
+            .with(Unit::Input, 10)
+            .with(Unit::CacheRead, 90_000);
+        assert_eq!(effect(model, read.clone()).as_deref(), Some("0.243"));
+        let written = Usage::new().with(Unit::CacheWrite5m, 90_000);
+        assert_eq!(effect(model, written).as_deref(), Some("-0.0675"));
+        let both = read.with(Unit::CacheWrite5m, 90_000);
+        assert_eq!(effect(model, both).as_deref(), Some("0.1755"));
+    }
+
+    #[test]
+    fn without_cached_tokens_or_a_price_there_is_no_effect() {
+        let plain = Usage::new().with(Unit::Input, 10).with(Unit::Output, 5);
+        assert_eq!(effect("claude-sonnet-4-5", plain.clone()), None);
+        assert_eq!(
+            effect("claude-sonnet-4-5", plain.with(Unit::CacheRead, 0)),
+            None
+        );
+        let cached = Usage::new().with(Unit::CacheRead, 10);
+        assert_eq!(effect("no-such-model", cached), None);
     }
 }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use http::HeaderMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,9 @@ use crate::ledger::Ledger;
 use crate::metrics::{JobLimit, KeptJob};
 use crate::price::{CurrentBook, PriceBook};
 use crate::provider::{End, JobStage, JobView, Report};
-use crate::proxy::costing;
-use crate::record::{Intent, JobEnd, UsageRecord};
+use crate::proxy::costing::{self, Asked};
+use crate::qualifier::Qualifiers;
+use crate::record::{Intent, JobEnd, Operation, UsageRecord};
 
 use exchange::Others;
 pub use exchange::{attend, row_of_halves};
@@ -46,11 +47,20 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub join_grace: Duration,
-    /// The age at which a job whose end was never seen is recorded as `unresolved`. Batches may
-    /// take a day: where there are any, leave time for their results.
+    /// The age at which a job whose end was never seen is recorded as `unresolved`: predictions,
+    /// queued runs, videos, background responses.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub deadline: Duration,
+    /// As `deadline`, for batches, whose own window is a day (`completion_window` of OpenAI's, the
+    /// expiry of Anthropic's): Azure's may go on after it, and whoever reads results may take time.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub batch_deadline: Duration,
+    /// As `deadline`, for trainings.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub training_deadline: Duration,
 }
 
 impl Default for Config {
@@ -59,7 +69,26 @@ impl Default for Config {
             followup_after: Duration::from_mins(10),
             join_grace: Duration::from_hours(1),
             deadline: Duration::from_hours(24),
+            batch_deadline: Duration::from_hours(72),
+            training_deadline: Duration::from_hours(72),
         }
+    }
+}
+
+impl Config {
+    /// The age at which a job of that kind is given up.
+    pub fn deadline_of(&self, operation: Operation) -> Duration {
+        match operation {
+            Operation::Batch => self.batch_deadline,
+            Operation::Training => self.training_deadline,
+            _ => self.deadline,
+        }
+    }
+
+    /// When a job is given up, of which that is the intent of its submit; `None` is never.
+    fn deadline_at(&self, submit: &Intent) -> Option<DateTime<Utc>> {
+        let age = TimeDelta::from_std(self.deadline_of(submit.operation)).ok()?;
+        submit.started_at.checked_add_signed(age)
     }
 }
 
@@ -226,7 +255,10 @@ impl Jobs {
             .extract_if(|_, job| {
                 let has_ended = |end: &JobEnd| is_older(end.at, self.config.join_grace);
                 job.ended.as_ref().is_some_and(has_ended)
-                    || is_older(job.intent.started_at, self.config.deadline)
+                    || is_older(
+                        job.intent.started_at,
+                        self.config.deadline_of(job.intent.operation),
+                    )
             })
             .map(|(_, job)| job)
             .collect();
@@ -287,7 +319,10 @@ fn row(
 ) -> UsageRecord {
     let job = intent.job.as_ref();
     let has_submit = job.is_none_or(|job| job.end.is_none());
-    let image_variant = job.and_then(|job| job.image_variant.clone());
+    let (image_variant, qualifiers) = match job {
+        Some(job) => (job.image_variant.clone(), job.qualifiers.clone()),
+        None => (None, Qualifiers::default()),
+    };
     let mut record = intent.interrupted(instance);
     record.polls = polls;
     record.outcome = Outcome::Unresolved;
@@ -295,7 +330,11 @@ fn row(
         let duration = at.signed_duration_since(record.started_at).to_std();
         record.duration_us = duration.ok().filter(|_| has_submit).map(clock::micros);
         record.unpriced_reason = None;
-        costing::enter(prices, &mut record, report, image_variant.as_deref());
+        let asked = Asked {
+            image_variant: image_variant.as_deref(),
+            qualifiers: &qualifiers,
+        };
+        costing::enter(prices, &mut record, report, asked);
         if record.cost_usd.is_none() && record.unpriced_reason.is_none() {
             record.unpriced_reason = costing::unpriced_without_usage(&record, End::Complete);
         }

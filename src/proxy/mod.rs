@@ -42,7 +42,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use authority::Authority;
-pub use certificate::{ServerTls, server_config};
+pub use certificate::{ServerTls, Validity, server_config};
 pub use identity::{AttributionConfig, KEY_FIELDS, fingerprint};
 pub use refusal::ERROR_HEADER;
 pub use route::{Route, Routes};

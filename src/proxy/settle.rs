@@ -24,7 +24,7 @@ use crate::provider::{
     ResponseHead,
 };
 use crate::proxy::body::RequestTap;
-use crate::proxy::costing;
+use crate::proxy::costing::{self, Asked};
 use crate::proxy::guard::guarded;
 use crate::proxy::jobs::{FollowUp, Jobs};
 use crate::proxy::refusal::Refusal;
@@ -353,6 +353,7 @@ impl Open {
                 first_byte_us: record.first_byte_us,
                 overhead_us: record.overhead_us,
                 image_variant: request.facts().image_variant.clone(),
+                qualifiers: request.facts().qualifiers.clone(),
                 end: None,
             }),
         }
@@ -456,7 +457,10 @@ impl Open {
                     &self.books.prices.load(),
                     &mut record,
                     report,
-                    facts.image_variant.as_deref(),
+                    Asked {
+                        image_variant: facts.image_variant.as_deref(),
+                        qualifiers: &facts.qualifiers,
+                    },
                 );
             }
             // Nobody read the response: all that is known is what the transport shows.

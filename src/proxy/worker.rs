@@ -99,7 +99,7 @@ pub struct TlsListener {
     /// Bound.
     pub listener: std::net::TcpListener,
     /// What applications are shown.
-    pub tls: ServerTls,
+    pub tls: Arc<ServerTls>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +124,7 @@ struct Shared {
     instance: Instance,
     jobs: Arc<Jobs>,
     tls: Arc<rustls::ClientConfig>,
-    server_tls: Option<ServerTls>,
+    server_tls: Option<Arc<ServerTls>>,
     is_aborting: Arc<AtomicBool>,
     under_way: Arc<AtomicUsize>,
     connections: AtomicU32,
@@ -433,7 +433,7 @@ fn accept_tls(
         let mut stopping = stage.clone();
         let shaking_hands = tokio::time::timeout(
             shared.config.header_timeout,
-            shake_hands(socket, shared.server_tls.as_ref()),
+            shake_hands(socket, shared.server_tls.as_deref()),
         );
         let fault = tokio::select! {
             shaken = shaking_hands => match shaken {

@@ -180,6 +180,12 @@ fn line(provider: &str, model: &ModelEntry<'_>, price: &Price) -> Value {
             json!({ "variant": variant, "unit": unit.as_str(), "usd": shown(rate, unit) })
         })
         .collect();
+    let when: Vec<Value> = price
+        .qualified_rates()
+        .map(|(conditions, unit, rate)| {
+            json!({ "when": conditions, "unit": unit.as_str(), "usd": shown(rate, unit) })
+        })
+        .collect();
     json!({
         "provider": provider,
         "model": model.name,
@@ -188,6 +194,7 @@ fn line(provider: &str, model: &ModelEntry<'_>, price: &Price) -> Value {
         "usd": object(None),
         "service_tiers": tiers,
         "variants": variants,
+        "when": when,
     })
 }
 
@@ -217,6 +224,9 @@ fn table(listed: &[(&str, ModelEntry<'_>, &Price)], width: Option<u16>) -> Strin
         rates(price, None)
             .filter(|(unit, _)| !COLUMNS.iter().any(|(_, units)| units.contains(unit)))
             .map(|(unit, rate)| format!("{unit} {}", shown(rate, unit)))
+            .chain(price.qualified_rates().map(|(conditions, unit, rate)| {
+                format!("{unit} {} when {conditions}", shown(rate, unit))
+            }))
             .chain(
                 price
                     .context_limits()

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::table::{Footer, Grid, UNKNOWN, printable, thousands};
 use super::{Format, write_csv, write_json_line};
+use crate::bill::receipt;
 use crate::store::Reconciliation;
 
 /// A difference of less than this share of the bill, or of a cent, is rounding.
@@ -222,8 +223,17 @@ impl<'a> Account<'a> {
                     "{} requests that were seen have no known cost, so less was metered than spent",
                     self.unpriced_requests
                 ),
-                "`taffrail logs --format json` has their unpriced_reason; `taffrail prices list` \
-                 shows what is priced, and prices.overlay_file adds what is not",
+                match receipt::api(provider) {
+                    Some(_) => {
+                        "`taffrail logs --format json` has their unpriced_reason; the exporter asks \
+                         the provider what they cost, by schedule.receipts with the account's key, and \
+                         taffrail_receipts_total says what it was told"
+                    }
+                    None => {
+                        "`taffrail logs --format json` has their unpriced_reason; `taffrail prices list` \
+                         shows what is priced, and prices.overlay_file adds what is not"
+                    }
+                },
             );
         }
         if self.differs() && is_over {

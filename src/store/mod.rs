@@ -15,6 +15,7 @@ mod jobs;
 mod postgres;
 mod prices;
 mod query;
+mod receipts;
 mod reconciliations;
 mod row;
 mod slot;
@@ -36,6 +37,7 @@ pub use jobs::{JobNews, JobQuery, OverdueJob};
 pub use postgres::Postgres;
 pub use prices::{CostChange, CostQuery, NewPriceVersion, PriceRefresh, PriceVersion};
 pub use query::{Dimension, LogQuery, ParseDimensionError, Totals, UsageQuery, UsageRow};
+pub use receipts::{ReceiptTry, Uncertain, UncertainCost, UncertainQuery};
 pub use reconciliations::{KeySpend, Metered, Reconciliation};
 pub use row::{COLUMNS, Kind, LogRow, Rejection, TEXT_BYTES_MAX, TOKEN_COLUMNS, Value};
 pub use sqlite::Sqlite;
@@ -329,19 +331,15 @@ impl Store {
     }
 
     /// Some of the jobs without a row of which nothing new has come for `grace`, although their end
-    /// was seen or their submit is older than `deadline`; oldest first.
+    /// was seen or their deadline is that long ago; oldest first.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
-    pub async fn overdue_jobs(
-        &self,
-        grace: Duration,
-        deadline: Duration,
-    ) -> Result<Vec<OverdueJob>, StoreError> {
+    pub async fn overdue_jobs(&self, grace: Duration) -> Result<Vec<OverdueJob>, StoreError> {
         match self {
-            Store::Sqlite(store) => store.overdue_jobs(grace, deadline).await,
-            Store::Postgres(store) => store.overdue_jobs(grace, deadline).await,
+            Store::Sqlite(store) => store.overdue_jobs(grace).await,
+            Store::Postgres(store) => store.overdue_jobs(grace).await,
         }
     }
 
@@ -439,6 +437,44 @@ impl Store {
         match self {
             Store::Sqlite(store) => store.recost(changes).await,
             Store::Postgres(store) => store.recost(changes).await,
+        }
+    }
+
+    /// Rows whose cost is unknown or an estimate, and that their provider may know by an id.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`] or [`StoreError::Unusable`].
+    pub async fn uncertain_costs(&self, query: &UncertainQuery) -> Result<Uncertain, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.uncertain_costs(query).await,
+            Store::Postgres(store) => store.uncertain_costs(query).await,
+        }
+    }
+
+    /// As [`Store::recost`], for what providers state: for an exporter, which may do no more.
+    ///
+    /// # Errors
+    /// As [`Store::apply`]; the same may be told again.
+    pub async fn state_costs(&self, changes: &[CostChange]) -> Result<u64, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.recost(changes).await,
+            Store::Postgres(store) => store.state_costs(changes).await,
+        }
+    }
+
+    /// Notes that providers were asked about rows and did not tell their cost, and forgets those that
+    /// were not asked about since a moment.
+    ///
+    /// # Errors
+    /// As [`Store::apply`]; the same may be told again.
+    pub async fn note_receipt_tries(
+        &self,
+        tries: &[ReceiptTry],
+        forget_before: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        match self {
+            Store::Sqlite(store) => store.note_receipt_tries(tries, forget_before).await,
+            Store::Postgres(store) => store.note_receipt_tries(tries, forget_before).await,
         }
     }
 

@@ -7,6 +7,7 @@
 //! (error codes), pgbouncer.org/features.html.
 
 mod prices;
+mod receipts;
 mod reconciliations;
 
 use std::collections::BTreeMap;
@@ -322,13 +323,10 @@ impl Postgres {
     pub(super) async fn overdue_jobs(
         &self,
         grace: Duration,
-        deadline: Duration,
     ) -> Result<Vec<OverdueJob>, StoreError> {
         self.prepare().await?;
         let mut call = QueryBuilder::new("select taffrail.overdue_jobs(make_interval(secs => ");
-        call.push_bind(grace.as_secs_f64())
-            .push("), make_interval(secs => ");
-        call.push_bind(deadline.as_secs_f64()).push("), ");
+        call.push_bind(grace.as_secs_f64()).push("), ");
         call.push_bind(OVERDUE_MAX).push(")");
         let jobs: String = self.call(call).await?;
         let jobs: Vec<Overdue> = parse_answer(&jobs)?;

@@ -75,8 +75,10 @@ pub struct CostChange {
     pub old_cost_usd: Option<Decimal>,
     /// The cost that it is to have.
     pub cost_usd: Decimal,
+    /// The part of it that another party bills, if it is told.
+    pub cost_upstream_usd: Option<Decimal>,
     /// Where that comes from.
     pub cost_source: CostSource,
-    /// The version of the price list.
-    pub price_version: String,
+    /// The version of the price list, if it comes from one.
+    pub price_version: Option<String>,
 }

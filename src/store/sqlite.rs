@@ -6,6 +6,7 @@
 //! Sources: sqlite.org/wal.html, sqlite.org/rescode.html.
 
 mod prices;
+mod receipts;
 mod reconciliations;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -358,23 +359,19 @@ impl Sqlite {
     pub(super) async fn overdue_jobs(
         &self,
         grace: Duration,
-        deadline: Duration,
     ) -> Result<Vec<OverdueJob>, StoreError> {
         self.writer().await?;
-        let before = |age: Duration| {
-            let now = clock::wall();
-            let age = TimeDelta::from_std(age).ok();
-            let before = age.and_then(|age| now.checked_sub_signed(age));
-            timestamp(before.unwrap_or_default())
-        };
+        let grace = TimeDelta::from_std(grace).ok();
+        let before = grace.and_then(|grace| clock::wall().checked_sub_signed(grace));
+        let before = timestamp(before.unwrap_or_default());
         let jobs: Vec<(Option<String>, Option<String>)> = sqlx::query_as(
             "select submit_half, end_half from api_jobs \
              where recorded_at is null and updated_at <= ? \
-                 and (end_half is not null or submitted_at <= ?) \
+                 and (end_half is not null or deadline_at <= ?) \
              order by updated_at limit ?",
         )
-        .bind(before(grace))
-        .bind(before(deadline))
+        .bind(&before)
+        .bind(&before)
         .bind(OVERDUE_MAX)
         .fetch_all(&self.readers)
         .await
@@ -754,12 +751,13 @@ async fn tell(
     now: &str,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "insert into api_jobs as known (provider, job_id, id, submitted_at, ended_at, is_settled, \
-             submit_half, end_half, updated_at) \
-         values (?, ?, ?, ?, ?, ?, ?, ?, ?) \
+        "insert into api_jobs as known (provider, job_id, id, submitted_at, deadline_at, ended_at, \
+             is_settled, submit_half, end_half, updated_at) \
+         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
          on conflict (provider, job_id) do update set \
              id = case when excluded.submit_half is null then known.id else excluded.id end, \
              submitted_at = coalesce(excluded.submitted_at, known.submitted_at), \
+             deadline_at = coalesce(excluded.deadline_at, known.deadline_at), \
              submit_half = coalesce(excluded.submit_half, known.submit_half), \
              ended_at = coalesce(known.ended_at, excluded.ended_at), \
              is_settled = max(known.is_settled, excluded.is_settled), \
@@ -775,6 +773,7 @@ async fn tell(
     .bind(&*told.job_id)
     .bind(&told.id)
     .bind(&told.submitted_at)
+    .bind(&told.deadline_at)
     .bind(&told.ended_at)
     .bind(told.is_settled.unwrap_or_default())
     .bind(&told.submit_half)

@@ -3,7 +3,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use chrono::TimeDelta;
 use rust_decimal::Decimal;
+use taffrail::clock;
 use taffrail::fault::Outcome;
 use taffrail::provider;
 use taffrail::record::{CostSource, Fidelity, Operation, UnpricedReason, UsageRecord};
@@ -445,6 +447,37 @@ async fn a_batch_whose_usage_is_in_its_results_is_settled_by_whoever_reads_them_
     assert_eq!(record.usage.tokens(Unit::Output), Some(44));
     assert_eq!(cost(record).as_deref(), Some("0.000489"));
     assert_eq!(record.polls, Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_waited_for_beyond_its_own_window_of_a_day() {
+    let (records, sidecar) =
+        rows_but("openai", &["video-create", "batch-create"], 0, |_, it| it).await;
+    assert_eq!(records, []);
+    assert_eq!(sidecar.jobs.count(), 2);
+    let mut hours = 0;
+    for (until, unresolved) in [
+        (23, None),
+        (25, Some(Operation::Video)),
+        (71, None),
+        (73, Some(Operation::Batch)),
+    ] {
+        assert!(hours < until);
+        hours = until;
+        sidecar.jobs.expire(clock::wall() + TimeDelta::hours(hours));
+        let expected = usize::from(unresolved.is_some());
+        let records = sidecar.records(expected).await;
+        let seen: Vec<(Operation, Outcome)> = records
+            .iter()
+            .map(|it| (it.operation, it.outcome))
+            .collect();
+        let expected: Vec<_> = unresolved
+            .map(|it| (it, Outcome::Unresolved))
+            .into_iter()
+            .collect();
+        assert_eq!(seen, expected, "after {hours} hours");
+    }
+    assert_eq!(sidecar.jobs.count(), 0);
 }
 
 #[tokio::test]

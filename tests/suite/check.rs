@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use taffrail::check::{Item, Status, check, healthcheck, passed};
+use taffrail::clock;
 use taffrail::config::{Config, Role};
 use taffrail::provider;
 use taffrail::proxy::ProviderConfig;
@@ -15,6 +17,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+use crate::support::certificate::issue_between;
 
 async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -202,6 +206,35 @@ async fn certificates_of_upstreams_are_verified() {
     let items = check(&config).await;
     let item = find(&items, "proxy.upstream_ca_file");
     assert_eq!(item.status, Status::Fail, "{item}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_ends_soon_is_warned_of_and_one_that_does_not_hold_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = on_loopback(dir.path(), answering("200 OK", "").await);
+    config.proxy.tls_listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let path = dir.path().join("tls.crt");
+    config.proxy.tls_cert_file = Some(path.clone());
+    let today = clock::wall().date_naive();
+    let day = |days: i64| today + TimeDelta::days(days);
+    for (since, until, status, words) in [
+        (-30, 60, Status::Ok, "holds until "),
+        (-80, 10, Status::Warn, ", which is soon; renew it"),
+        (-90, -1, Status::Fail, "expired on "),
+        (2, 90, Status::Fail, "check the clock"),
+    ] {
+        let issued = issue_between("proxy.example", day(since), day(until));
+        std::fs::write(&path, issued.certificate.pem()).unwrap();
+        let items = check(&config).await;
+        let item = find(&items, "proxy.tls_cert_file");
+        assert_eq!(item.status, status, "{item}");
+        assert!(item.detail.contains(words), "{item}");
+        let is_usable = matches!(status, Status::Ok | Status::Warn);
+        assert_eq!(passed(&items), is_usable, "{item}");
+        if is_usable {
+            assert!(item.detail.contains(&day(until).to_string()), "{item}");
+        }
+    }
 }
 
 #[tokio::test]

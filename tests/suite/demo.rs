@@ -11,7 +11,7 @@ use taffrail::clock;
 use taffrail::demo::dice::WORDS;
 use taffrail::demo::lookalike::Vendor;
 use taffrail::demo::traffic::{self, Counts};
-use taffrail::demo::{Demo, Ports};
+use taffrail::demo::{Demo, Setting};
 use taffrail::fault::Outcome;
 use taffrail::usage::{Unit, Usage};
 use tokio::process::Command;
@@ -171,7 +171,7 @@ async fn has_curl() -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_demo_reports_what_its_clients_counted_and_suggests_what_works() {
     let program = env!("CARGO_BIN_EXE_taffrail");
-    let demo = Demo::start(Ports::Any).await.unwrap();
+    let demo = Demo::start(Setting::default()).await.unwrap();
     let until = clock::instant() + Duration::from_secs(5);
     let counts = traffic::run(demo.proxy(), 7, until, CancellationToken::new()).await;
 

@@ -26,7 +26,8 @@ use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{
     AccountState, AccountView, BillView, BillWindow, Config, HandshakeFault, JobLimit,
     JournalFault, JournalReading, Level, Limit, Listener, Metrics, Phase, PriceResult, ProxyError,
-    Reason, ReviewResult, Rewrite, RunResult, Spend, Stage, SyncResult, Window, labels, process,
+    Reason, ReceiptResult, ReviewResult, Rewrite, RunResult, Spend, Stage, SyncResult, Window,
+    labels, process,
 };
 use taffrail::money::Usd;
 use taffrail::provider::RateLimit;
@@ -131,9 +132,14 @@ fn touched() -> Metrics {
                 .with(Unit::Reasoning, 11)
                 .with(Unit::Search, 2),
             cost_source: Some(CostSource::Provider),
+            cache_effect_usd: Usd::from_json_number("0.005085"),
             ..chat("anthropic", "claude-sonnet-4-5-latest")
         },
     ));
+    metrics.observe(&UsageRecord {
+        cache_effect_usd: Usd::from_json_number("-0.00075"),
+        ..chat("anthropic", "claude-sonnet-4-5")
+    });
     metrics.observe(&UsageRecord {
         operation: Operation::Image,
         streamed: false,
@@ -237,6 +243,9 @@ fn touched() -> Metrics {
     metrics.account_view("fal", "prod", &AccountView::default(), &view);
     metrics.bills("fal", "prod");
     metrics.bill_read("fal", "prod", SyncResult::Ok);
+    metrics.receipts("fal", "prod");
+    metrics.receipt("fal", "prod", ReceiptResult::Settled, 2);
+    metrics.receipt_call("fal", "prod", SyncResult::Ok);
     let bills = BillView {
         until: Some(then),
         windows: vec![(
@@ -252,6 +261,7 @@ fn touched() -> Metrics {
     metrics.injector_review(ReviewResult::Injected, 1);
     metrics.injector_certificate_check(RunResult::Ok);
     metrics.injector_certificate_expiry(then);
+    metrics.tls_certificate_expiry(then);
     metrics.meter_panic();
     metrics
 }
@@ -1159,7 +1169,9 @@ const GROUPS: &[(Group, &str, &str)] = &[
         Group::Usage,
         "Usage and cost",
         "Token types are disjoint: `input` is what no other type covers, so a sum over types never counts a token twice. Cache writes of \
-         all lifetimes are one type here; the rows tell them apart. `taffrail_spend_usd` is read from the store by the exporter: it knows what \
+         all lifetimes are one type here; the rows tell them apart. `taffrail_cache_effect_usd_total` compares a request with what it would have \
+         cost had all its cached tokens been plain input, by list prices also where the provider states the cost; `saved` less `extra` is what \
+         caching brought. `taffrail_spend_usd` is read from the store by the exporter: it knows what \
          pods spent that Prometheus saw once or never. Several exporters of one store say the same: take `max`, then `sum`. It falls back when \
          its window begins anew, and when rows are costed anew.",
     ),
@@ -1253,6 +1265,8 @@ fn label_values(label: &str) -> String {
         "currency" => {
             "a currency (ISO 4217) or the provider's own unit, such as `credits`".to_owned()
         }
+        "effect" => "`saved` where caching made a request cheaper, `extra` where it made it dearer"
+            .to_owned(),
         "window" => format!(
             "of spend {}; of bills {}: so many of the last closed UTC days",
             words(Window::ALL.iter().map(|window| window.as_str())),

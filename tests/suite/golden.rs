@@ -361,6 +361,7 @@ fn facts_json(facts: &RequestFacts) -> Value {
         service_tier,
         images,
         image_variant,
+        qualifiers,
         characters,
         complete,
     } = facts;
@@ -373,6 +374,7 @@ fn facts_json(facts: &RequestFacts) -> Value {
         "service_tier": service_tier,
         "images": images,
         "image_variant": image_variant,
+        "qualifiers": (!qualifiers.is_empty()).then_some(qualifiers),
         "characters": characters,
         "complete": complete,
     }))
@@ -405,6 +407,7 @@ fn report_json(report: &Report) -> Value {
         region,
         provider_request_id,
         image_variant,
+        qualifiers,
         parts,
         stated_cost,
         raw_usage,
@@ -434,6 +437,7 @@ fn report_json(report: &Report) -> Value {
         "region": region,
         "provider_request_id": provider_request_id,
         "image_variant": image_variant,
+        "qualifiers": (!qualifiers.is_empty()).then_some(qualifiers),
         "parts": parts,
         "stated_cost": stated_cost,
         "raw_usage": raw_usage,

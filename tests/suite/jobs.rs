@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use chrono::Days;
+use chrono::{Days, TimeDelta};
 use serde_json::Value;
 use taffrail::caller::{Caller, Instance};
 use taffrail::clock;
 use taffrail::fault::Outcome;
 use taffrail::provider;
+use taffrail::qualifier::Qualifiers;
 use taffrail::record::{
     Fidelity, Intent, Job, JobEnd, JobHalf, JobStage, JobView, Operation, Report, UsageRecord,
 };
@@ -516,34 +517,35 @@ async fn an_exporter_records_the_jobs_of_processes_that_are_gone() {
 
 #[tokio::test]
 async fn a_job_that_nobody_fetches_ends_unresolved_although_its_process_is_gone() {
-    const SHORT: &str =
-        "[jobs]\njoin_grace = \"1s\"\ndeadline = \"1500ms\"\nfollowup_after = \"1400ms\"\n";
+    const GRACE: &str = "[jobs]\njoin_grace = \"1s\"\n";
     let Some(database) = database().await else {
         return;
     };
     let vendors = Vendors::start().await;
-    let long = vendors.home("web", &database.url(), "");
-    let submitter = long.start().await;
+    let mut web = vendors.home("web", &database.url(), GRACE);
+    web.set("JOBS__FOLLOWUP_AFTER", "3s");
+    web.set("JOBS__DEADLINE", "4s");
+    let submitter = web.start().await;
     predict(&submitter).await;
+    // It tells its deadline with the job.
     submitter.stop().await;
-    let submitted = clock::instant();
     let late = "select count(*) from taffrail.api_jobs
-        where submit_half is not null and submitted_at < now() - interval '3 s'";
+        where submit_half is not null and deadline_at < now() - interval '1 s'";
     eventually("it is too late", async || count(&database, late).await == 1).await;
-    assert!(submitted.elapsed().as_secs() >= 2);
-    let mut exporter = vendors.home("exporter", &database.url(), SHORT);
+    let mut exporter = vendors.home("exporter", &database.url(), GRACE);
     exporter.set("ROLE", "exporter");
     let server = exporter.start().await;
-    let row = one_row(&long).await;
+    let row = one_row(&web).await;
     assert_eq!(row["outcome"], "unresolved");
     assert_eq!(row["unpriced_reason"], "incomplete");
     assert_eq!(row["attribution"]["team"], "web");
     // A process that comes back learns that the job has its row.
-    let submitter = long.start().await;
+    web.set("JOBS__DEADLINE", "24h");
+    let submitter = web.start().await;
     vendors.end_the_prediction();
     submitter.stop().await;
     server.stop().await;
-    assert_eq!(one_row(&long).await, row);
+    assert_eq!(one_row(&web).await, row);
     assert_all_is_recorded(&database, 1).await;
 }
 
@@ -562,6 +564,7 @@ fn half(job_id: &str, stage: Option<JobStage>) -> JobQuery {
         region: None,
         provider_request_id: None,
         image_variant: None,
+        qualifiers: Qualifiers::default(),
         parts: Vec::new(),
         stated_cost: None,
         raw_usage: Some(r#"{"a":"\u0000"}"#.to_owned()),
@@ -598,6 +601,7 @@ fn half(job_id: &str, stage: Option<JobStage>) -> JobQuery {
         job_id: job_id.to_owned(),
         half: Some(JobHalf {
             instance: Instance::default(),
+            deadline_at: (stage.is_none()).then_some(now + TimeDelta::hours(1)),
             intent,
         }),
     }
@@ -648,14 +652,17 @@ async fn the_first_end_that_tells_all_is_kept_until_the_job_has_its_row() {
         }
         // Only what waits in vain is anybody else's.
         let hour = Duration::from_hours(1);
-        assert_eq!(store.overdue_jobs(hour, hour).await.unwrap(), []);
-        let of_end = store.overdue_jobs(Duration::ZERO, hour).await.unwrap();
+        assert_eq!(store.overdue_jobs(hour).await.unwrap(), []);
+        let of_end = store.overdue_jobs(Duration::ZERO).await.unwrap();
         assert_eq!(of_end.len(), 1);
         assert_eq!((&of_end[0].submit, &of_end[0].end), (&None, &first.half));
         assert_eq!(news(std::slice::from_ref(&submit)).await.len(), 1);
         news(&[half("a", None)]).await;
-        let overdue = store.overdue_jobs(Duration::ZERO, Duration::ZERO).await;
-        let overdue = overdue.unwrap();
+        let mut late = half("c", None);
+        late.half.as_mut().unwrap().deadline_at = Some(clock::wall());
+        news(&[late]).await;
+        let overdue = store.overdue_jobs(Duration::ZERO).await.unwrap();
+        // Of those whose end nobody has seen only the one whose deadline is over.
         assert_eq!(overdue.len(), 2);
         let of_both = overdue.iter().find(|job| job.end.is_some()).unwrap();
         assert_eq!((&of_both.submit, &of_both.end), (&submit.half, &first.half));
@@ -687,11 +694,12 @@ async fn the_first_end_that_tells_all_is_kept_until_the_job_has_its_row() {
             told.iter()
                 .all(|news| news.is_recorded && news.end.is_none())
         );
-        let overdue = store.overdue_jobs(Duration::ZERO, Duration::ZERO).await;
-        assert_eq!(overdue.unwrap(), []);
+        let late = row_of(&half("c", None));
+        assert_eq!(store.apply(&[late]).await.unwrap().stored, 1);
+        assert_eq!(store.overdue_jobs(Duration::ZERO).await.unwrap(), []);
 
         let today = store.today().await.unwrap();
-        for (before, dropped) in [(today, 0), (today + Days::new(1), 2), (today, 0)] {
+        for (before, dropped) in [(today, 0), (today + Days::new(1), 3), (today, 0)] {
             assert_eq!(store.drop_jobs(before).await.unwrap(), dropped);
         }
         store.close().await;

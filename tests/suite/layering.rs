@@ -8,7 +8,14 @@ const GROUPS: [(&str, &[&str]); 10] = [
     (
         "vocabulary",
         &[
-            "ask", "caller", "fault", "money", "record", "secret", "usage",
+            "ask",
+            "caller",
+            "fault",
+            "money",
+            "qualifier",
+            "record",
+            "secret",
+            "usage",
         ],
     ),
     ("wire", &["wire"]),

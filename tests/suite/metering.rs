@@ -14,6 +14,7 @@ use taffrail::fault::Outcome;
 use taffrail::price::{PriceBook, Query};
 use taffrail::provider::{self, End};
 use taffrail::proxy::{AttributionConfig, ProviderConfig};
+use taffrail::qualifier::Qualifiers;
 use taffrail::record::{Fidelity, Operation, UsageRecord};
 use taffrail::usage::{Unit, Usage};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -289,6 +290,10 @@ impl Case {
         let own = text(&report["model_served"])
             .or(text(&request["model"]))
             .or(text(&self.expect["call"]["model"]));
+        let qualifiers = |of: &Value| -> Qualifiers {
+            serde_json::from_value(of["qualifiers"].clone()).unwrap_or_default()
+        };
+        let (stated, asked) = (qualifiers(report), qualifiers(request));
         let mut cost = Decimal::ZERO;
         let mut is_estimated = report["fidelity"] != "complete";
         is_estimated |= report["estimated"] == true;
@@ -304,7 +309,8 @@ impl Case {
                 service_tier: report["service_tier"].as_str(),
                 region: report["region"].as_str(),
                 image_variant: request["image_variant"].as_str(),
-                is_sum: operation == "batch",
+                qualifiers: [&stated, &asked],
+                operation: Operation::from_name(operation).unwrap(),
                 at: clock::wall(),
             });
             match (priced.cost, priced.missing) {
@@ -405,6 +411,8 @@ fn record_json(record: &UsageRecord) -> Value {
         raw_usage,
         cost_usd,
         cost_upstream_usd,
+        // Of metrics, not of rows.
+        cache_effect_usd: _,
         cost_source,
         price_version,
         unpriced_reason,

@@ -484,6 +484,20 @@ async fn many_may_migrate_at_once_and_each_role_has_its_rights_alone() {
             [false, true, false],
         ),
         (
+            "select taffrail.uncertain_costs('openai', now(), now(), null, 8, 1)",
+            [false, true, false],
+        ),
+        ("select taffrail.state_costs('[]')", [false, true, false]),
+        (
+            "select taffrail.note_receipt_tries('[]', now())",
+            [false, true, false],
+        ),
+        ("select taffrail.recost_usage('[]')", [false; 3]),
+        (
+            "select count(*) from taffrail.api_receipt_tries",
+            [false; 3],
+        ),
+        (
             "select taffrail.metered_spend('openai', now(), now())",
             [false, true, false],
         ),
@@ -491,7 +505,7 @@ async fn many_may_migrate_at_once_and_each_role_has_its_rights_alone() {
         ("select taffrail.record_usage('[]')", [true, true, false]),
         ("select taffrail.exchange_jobs('[]')", [true, false, false]),
         (
-            "select taffrail.overdue_jobs('1 h', '1 h', 1)",
+            "select taffrail.overdue_jobs('1 h', 1)",
             [false, true, false],
         ),
         (

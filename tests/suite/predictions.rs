@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rust_decimal::Decimal;
 use serde_json::Value;
 use taffrail::fault::Outcome;
+use taffrail::price::PriceBook;
 use taffrail::provider;
 use taffrail::record::{Fidelity, Operation, UsageRecord};
 use taffrail::usage::Unit;
@@ -247,6 +249,67 @@ async fn a_job_that_nobody_asks_for_is_asked_for_with_the_key_of_its_submit() {
         let holds = memchr::memmem::find(&bytes, b"canary").is_some();
         assert!(!holds, "{}", path.display());
     }
+}
+
+/// A job's row, where that is the price list and the job ends as that fixture says.
+async fn priced_by(overlay: &str, end: &str) -> Value {
+    let (_vendor, mut home) = binary("create-model", end, &[]).await;
+    std::fs::write(home.path().join("prices.toml"), overlay).unwrap();
+    home.set("PRICES__OVERLAY_FILE", "prices.toml");
+    let server = home.start().await;
+    create(server.proxy, AUTHORIZATION).await;
+    poll(server.proxy).await;
+    server.stored(1).await;
+    server.stop().await;
+    home.logs().await.remove(0)
+}
+
+#[tokio::test]
+async fn a_job_is_charged_by_its_time_and_the_hardware_that_the_price_list_says() {
+    let time_only = "get-succeeded-time-only";
+    let unlisted = priced_by("", time_only).await;
+    assert_eq!(unlisted["cost_usd"], Value::Null);
+    assert_eq!(unlisted["unpriced_reason"], "model_unknown");
+    let model = unlisted["model_served"].as_str().unwrap();
+    let listed = priced_by(
+        &format!("[models.replicate]\n\"{model}\" = \"gpu-l40s\"\n"),
+        time_only,
+    )
+    .await;
+    let rate: Decimal = "0.000975".parse().unwrap();
+    let cost = rate * Decimal::new(4_484_541, 6);
+    assert_eq!(listed["cost_usd"], cost.normalize().to_string());
+    assert_eq!(listed["cost_source"], "catalog");
+    // The rate is the catalogue's; which hardware it is, the file said.
+    assert_eq!(listed["price_version"], PriceBook::embedded().version());
+}
+
+#[tokio::test]
+async fn a_video_costs_what_its_mode_and_length_do() {
+    let by = |mode: &str| {
+        format!(
+            "[models.replicate.\"kwaivgi/kling-v2.1\"]\nwhen = [\
+             {{ mode = \"{mode}\", audio = false, seconds = 5, billable_unit = 0.45 }}, \
+             {{ mode = \"{mode}\", audio = false, seconds = 10, billable_unit = 0.9 }}]\n"
+        )
+    };
+    let row = priced_by(&by("pro"), "get-succeeded-video").await;
+    assert_eq!(row["cost_usd"], "0.45");
+    assert_eq!(row["cost_source"], "catalog");
+    assert!(
+        row["price_version"]
+            .as_str()
+            .unwrap()
+            .starts_with("overlay-")
+    );
+    let other = priced_by(&by("standard"), "get-succeeded-video").await;
+    assert_eq!(other["unpriced_reason"], "price_missing");
+    // Nothing tells the resolution of that video.
+    let unknown = "[models.replicate.\"kwaivgi/kling-v2.1\"]\n\
+        when = [{ resolution = \"720p\", video_second = 0.05 }]\n";
+    let row = priced_by(unknown, "get-succeeded-video").await;
+    assert_eq!(row["cost_usd"], Value::Null);
+    assert_eq!(row["unpriced_reason"], "qualifier_unknown");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use taffrail::money::{Usd, parse_decimal};
 use taffrail::price::{PriceApi, PriceList, Reading, Unreadable, import, price_api};
 use taffrail::record::CostSource;
-use taffrail::store::{Config, CostChange, Store};
+use taffrail::store::{Config, CostChange, NewPriceVersion, Store, StoreError};
 use taffrail::usage::{Unit, Usage};
 
 use crate::postgres::{fresh, sums_kept as sums_kept_in_postgres};
@@ -404,7 +404,7 @@ async fn prices_change_under_load(store: Option<&str>) {
     openrouter.set_price("300");
     eventually("the price is held back", async || {
         let scrape = server.scrape().await;
-        scrape.total("taffrail_price_held_back_concerns") > 0.0
+        scrape.sum("taffrail_price_held_back_concerns", &[]) == 1
     })
     .await;
     let diff = home.run(&["prices", "diff"]).await;
@@ -455,6 +455,81 @@ async fn prices_change_under_load_with_postgres() {
         return;
     };
     prices_change_under_load(Some(&database.url())).await;
+}
+
+#[tokio::test]
+async fn a_sidecar_reads_versions_and_the_exporter_alone_adds_them() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    open(&database.url()).await.close().await;
+    let as_role = async |role: &str| {
+        let login = format!("{role}_{}", taffrail::clock::new_id().simple());
+        let create = format!("create role {login} login in role {role}");
+        database.execute(&create).await;
+        open(&database.url().replace("postgres@", &format!("{login}@"))).await
+    };
+    let version = |since| NewPriceVersion {
+        version: "openrouter-2026-11-24-12345678",
+        source: "openrouter",
+        effective_from: at("2026-11-24T12:00:00Z"),
+        catalogue: r#"{"openrouter":{"a/b":{"input":"1"}}}"#,
+        since,
+    };
+    let exporter = as_role("taffrail_balance").await;
+    assert_eq!(
+        exporter.add_price_version(&version(0)).await.unwrap(),
+        Some(1)
+    );
+    // Who compared with an older list than there is adds nothing.
+    assert_eq!(exporter.add_price_version(&version(0)).await.unwrap(), None);
+    assert_eq!(
+        exporter.add_price_version(&version(1)).await.unwrap(),
+        Some(2)
+    );
+    let held_back = Some(("{}", "looks wrong"));
+    exporter
+        .note_price_refresh("openrouter", held_back)
+        .await
+        .unwrap();
+    let refreshes = exporter.price_refreshes().await.unwrap();
+    assert_eq!(
+        refreshes[0].held_back,
+        Some(("{}".to_owned(), "looks wrong".to_owned()))
+    );
+    let sidecar = as_role("taffrail_ingest").await;
+    let versions = sidecar.price_versions(0).await.unwrap();
+    let names: Vec<&str> = versions.iter().map(|it| it.version.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "openrouter-2026-11-24-12345678",
+            "openrouter-2026-11-24-12345678-2"
+        ]
+    );
+    assert_eq!(versions[1].effective_from, at("2026-11-24T12:00:00Z"));
+    assert_eq!(sidecar.price_versions(2).await.unwrap(), []);
+    let changes = [CostChange {
+        id: taffrail::clock::new_id(),
+        day: at("2026-11-24T12:00:00Z").date_naive(),
+        old_cost_usd: None,
+        cost_usd: Decimal::ONE,
+        cost_upstream_usd: None,
+        cost_source: CostSource::Catalog,
+        price_version: Some("v".to_owned()),
+    }];
+    for store in [&sidecar, &exporter] {
+        assert!(matches!(
+            store.recost(&changes).await,
+            Err(StoreError::Unusable(_))
+        ));
+    }
+    // What providers state is the exporter's to take in.
+    assert_eq!(exporter.state_costs(&changes).await.unwrap(), 0);
+    let refused = sidecar.state_costs(&changes).await;
+    assert!(matches!(refused, Err(StoreError::Unusable(_))));
+    let refused = sidecar.add_price_version(&version(2)).await;
+    assert!(matches!(refused, Err(StoreError::Unusable(_))));
 }
 
 /// A home without a server, whose store holds rows of OpenRouter's that have no price, a wrong
@@ -611,7 +686,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
     #[test]
     fn sums_stay_the_sums_of_the_rows(
-        changes in proptest::collection::vec((0_u64..40, 0_i64..1_000_000, 0_u32..12, any::<bool>()), 1..60)
+        changes in proptest::collection::vec((0_usize..40, 0_i64..1_000_000, 0_u32..12, any::<bool>()), 1..60)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (kept, of_rows) = runtime.block_on(async {
@@ -629,7 +704,6 @@ proptest! {
             let mut costs: Vec<Option<Decimal>> =
                 records.iter().map(|row| row.cost_usd.map(Usd::dollars)).collect();
             for (number, mantissa, scale, is_stale) in changes {
-                let number = usize::try_from(number).unwrap();
                 let row = &records[number];
                 let cost = Decimal::new(mantissa, scale);
                 let change = CostChange {
@@ -640,8 +714,9 @@ proptest! {
                         false => costs[number],
                     },
                     cost_usd: cost,
+                    cost_upstream_usd: None,
                     cost_source: CostSource::Catalog,
-                    price_version: "v".to_owned(),
+                    price_version: Some("v".to_owned()),
                 };
                 let changed = store.recost(&[change.clone(), change]).await.unwrap();
                 let is_other = costs[number] != Some(cost);

@@ -16,6 +16,8 @@ use rust_decimal::Decimal;
 
 use taffrail::money::{Usd, parse_decimal};
 use taffrail::price::{Layer, Missing, PriceBook, Priced, Query, Version};
+use taffrail::qualifier::{Qualifier, Qualifiers};
+use taffrail::record::Operation;
 use taffrail::usage::{Unit, Usage};
 
 const CATALOGUE: &str = include_str!("../../src/price/catalog.json");
@@ -42,6 +44,8 @@ fn usage<const N: usize>(quantities: [(Unit, u64); N]) -> Usage {
     usage
 }
 
+static NOTHING: LazyLock<Qualifiers> = LazyLock::new(Qualifiers::default);
+
 fn query<'a>(provider: &'a str, model: &'a str, usage: &'a Usage) -> Query<'a> {
     Query {
         provider,
@@ -50,7 +54,8 @@ fn query<'a>(provider: &'a str, model: &'a str, usage: &'a Usage) -> Query<'a> {
         service_tier: None,
         region: None,
         image_variant: None,
-        is_sum: false,
+        qualifiers: [&NOTHING, &NOTHING],
+        operation: Operation::Chat,
         at: today(),
     }
 }
@@ -147,6 +152,172 @@ fn openai_models_cost_what_their_price_list_says() {
         price("ft:gpt-4o-2024-08-06:acme:support:7p4lURel", tuned),
         priced("0.01875", false)
     );
+}
+
+const BY_WHAT_IS_ASKED: &str = r#"
+[models.studio.film]
+when = [
+    { resolution = "720p", audio = true, video_second = 0.06 },
+    { resolution = "720p", audio = false, video_second = "0.045" },
+    { resolution = "1080P", video_second = 0.09 },
+]
+
+[models.studio.clip]
+when = [
+    { resolution = "768p", seconds = 6, billable_unit = 0.28 },
+    { resolution = "768p", seconds = 10, billable_unit = 0.56 },
+]
+
+[models.studio.sketch]
+image = 0.01
+when = [{ resolution = "4k", image = 0.04 }]
+
+[models.studio.llama]
+compute_second = 0.001
+when = [{ operation = "training", compute_second = 0.0015 }]
+"#;
+
+fn qualifiers<const N: usize>(values: [(Qualifier, &str); N]) -> Qualifiers {
+    let mut qualifiers = Qualifiers::default();
+    for (qualifier, value) in values {
+        qualifiers.set(qualifier, value);
+    }
+    qualifiers
+}
+
+#[test]
+fn a_price_depends_on_what_was_asked_for_and_is_unknown_where_that_is() {
+    use Qualifier::{Audio, Resolution, Seconds};
+    use Unit::{BillableUnit, ComputeSecond, Image, VideoSecond};
+    let book = BOOK.clone().with_overlay(BY_WHAT_IS_ASKED).unwrap();
+    let cost = |model, usage: &Usage, stated: Qualifiers, asked: Qualifiers| {
+        let priced = book.price(&Query {
+            qualifiers: [&stated, &asked],
+            operation: Operation::Prediction,
+            ..query("studio", model, usage)
+        });
+        (
+            priced.cost.map(|cost| cost.to_string()),
+            priced.missing,
+            priced.estimated,
+        )
+    };
+    let exactly = |cost: &str| (Some(cost.to_owned()), None, false);
+    let unknown = |unit| (None, Some(Missing::Qualifier(unit)), false);
+    let nothing = Qualifiers::default;
+
+    let film = usage([(VideoSecond, 5), (ComputeSecond, 80)]);
+    let hd = || qualifiers([(Resolution, "720p")]);
+    for (asked, expected) in [
+        (
+            qualifiers([(Resolution, "720p"), (Audio, "true")]),
+            exactly("0.3"),
+        ),
+        (
+            qualifiers([(Resolution, "720p"), (Audio, "false")]),
+            exactly("0.225"),
+        ),
+        // Whether there is sound makes no difference here.
+        (qualifiers([(Resolution, "1080p")]), exactly("0.45")),
+        (hd(), unknown(VideoSecond)),
+        (nothing(), unknown(VideoSecond)),
+        // It is known, and not listed.
+        (
+            qualifiers([(Resolution, "4k")]),
+            (None, Some(Missing::Unit(VideoSecond)), false),
+        ),
+    ] {
+        assert_eq!(
+            cost("film", &film, nothing(), asked.clone()),
+            expected,
+            "{asked:?}"
+        );
+    }
+    // What the provider states wins, and each may know what the other does not.
+    let stated = qualifiers([(Resolution, "1080p")]);
+    assert_eq!(cost("film", &film, stated, hd()), exactly("0.45"));
+    let silent = qualifiers([(Audio, "false")]);
+    assert_eq!(cost("film", &film, silent, hd()), exactly("0.225"));
+
+    let clip = usage([(BillableUnit, 1), (VideoSecond, 6)]);
+    for (seconds, expected) in [
+        ("6", exactly("0.28")),
+        ("6.04", exactly("0.28")),
+        ("8s", exactly("0.56")),
+        ("12", (None, Some(Missing::Unit(VideoSecond)), false)),
+    ] {
+        let asked = qualifiers([(Resolution, "768p"), (Seconds, seconds)]);
+        assert_eq!(cost("clip", &clip, nothing(), asked), expected, "{seconds}");
+    }
+
+    // A plain rate is that of everything else; where it cannot be told, it is an estimate.
+    let two = usage([(Image, 2)]);
+    for (resolution, cents, is_estimated) in [
+        ("4k", "0.08", false),
+        ("1k", "0.02", false),
+        ("", "0.02", true),
+    ] {
+        let asked = qualifiers([(Resolution, resolution)]);
+        let expected = (Some(cents.to_owned()), None, is_estimated);
+        assert_eq!(
+            cost("sketch", &two, nothing(), asked),
+            expected,
+            "{resolution}"
+        );
+    }
+
+    let minute = usage([(ComputeSecond, 60)]);
+    assert_eq!(
+        cost("llama", &minute, nothing(), nothing()),
+        exactly("0.06")
+    );
+    let training = book.price(&Query {
+        operation: Operation::Training,
+        ..query("studio", "llama", &minute)
+    });
+    assert_eq!(training.cost, Some(Usd::new(dec("0.09"))));
+    assert_eq!(
+        Missing::Qualifier(VideoSecond).reason().as_str(),
+        "qualifier_unknown"
+    );
+}
+
+#[test]
+fn replicates_time_and_videos_cost_what_its_pages_say() {
+    use Qualifier::{Resolution, Seconds};
+    use Unit::{BillableUnit, ComputeSecond, VideoSecond};
+    let time = usage([(ComputeSecond, 10)]);
+    for (model, cost) in [
+        ("openai/whisper", "0.00225"),
+        ("sczhou/codeformer", "0.00975"),
+        ("genmoai/mochi-1", "0.01525"),
+        ("tmappdev/lang-segment-anything", "0.014"),
+    ] {
+        let priced = BOOK.price(&query("replicate", model, &time));
+        assert_eq!(priced.cost, Some(Usd::new(dec(cost))), "{model}");
+        assert!(!priced.estimated);
+        assert_eq!(&*priced.version, BOOK.version());
+    }
+    let clip = usage([(ComputeSecond, 90), (VideoSecond, 10), (BillableUnit, 1)]);
+    let asked = qualifiers([(Resolution, "768P"), (Seconds, "10")]);
+    for (model, cost) in [
+        ("minimax/hailuo-2.3", "0.56"),
+        ("wan-video/wan-2.5-i2v-fast", ""),
+    ] {
+        let priced = BOOK.price(&Query {
+            qualifiers: [&NOTHING, &asked],
+            ..query("replicate", model, &clip)
+        });
+        let known = priced.cost.map(|cost| cost.to_string());
+        assert_eq!(known.unwrap_or_default(), cost, "{model}");
+    }
+}
+
+#[test]
+fn a_size_that_is_not_known_is_no_missing_price() {
+    let image = usage([(Unit::Image, 1)]);
+    let priced = BOOK.price(&query("openai", "dall-e-3", &image));
+    assert_eq!(priced.missing, Some(Missing::Qualifier(Unit::Image)));
 }
 
 #[test]
@@ -1032,6 +1203,16 @@ fn an_overlay_is_refused_with_every_key_that_is_wrong() {
         [models.azure]
         chat-prod = "gpt-99"
         number = 1
+    
+        [models.openai.sora]
+        when = [
+            { video_second = 1 },
+            { resolution = "720p" },
+            { audio = "loud", video_second = 1 },
+            { seconds = "long", video_second = 1 },
+            { operation = "dancing", video_second = 1 },
+            { resolution = "720p", video_second = 1, colour = 1 },
+        ]
     "#;
     let error = BOOK.clone().with_overlay(overlay).unwrap_err();
     let keys: Vec<&str> = error.problems.iter().map(|p| p.key.as_str()).collect();
@@ -1051,6 +1232,12 @@ fn an_overlay_is_refused_with_every_key_that_is_wrong() {
             "models.openai.gpt-4o.regions.us",
             "models.openai.gpt-4o.tiers.batch.input",
             "models.openai.gpt-4o.tiers.batch.speed",
+            "models.openai.sora.when.0",
+            "models.openai.sora.when.1",
+            "models.openai.sora.when.2.audio",
+            "models.openai.sora.when.3.seconds",
+            "models.openai.sora.when.4.operation",
+            "models.openai.sora.when.5.colour",
         ]
     );
     let shown = error.to_string();
@@ -1237,7 +1424,9 @@ fn the_catalogue_makes_sense() {
                 let has_rate = Unit::ALL
                     .iter()
                     .any(|unit| price.rate(*unit, None, Decimal::ZERO).is_some());
-                if !has_rate && price.variant_rates().next().is_none() {
+                let is_bare = price.variant_rates().next().is_none()
+                    && price.qualified_rates().next().is_none();
+                if !has_rate && is_bare {
                     wrong.push(format!("{provider} {}: no rate", model.name));
                 }
                 // A piece of work is billed once: by its tokens or by the piece.

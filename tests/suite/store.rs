@@ -711,6 +711,7 @@ async fn a_store_is_made_from_nothing_by_many_at_once() {
             "api_cost_changes",
             "api_jobs",
             "api_provider_balances",
+            "api_receipt_tries",
             "api_reconciliations",
             "api_usage_aggregates",
             "api_usage_logs",

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use chrono::{NaiveDate, NaiveTime};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::golden::{Fixture, fixtures};
 use crate::support::binary::{Home, Server};
-use crate::support::certificate::{Issued, issue};
+use crate::support::certificate::{Issued, issue, issue_between};
 use crate::support::eventually::eventually;
 use crate::support::http::{Ending, Seen, ask, read_response};
 use crate::support::vendor::{Framing, Reply, Vendor};
@@ -232,9 +233,16 @@ async fn a_certificate_from_files_is_exchanged_without_a_restart() {
     let (_vendor, mut home, request) = home("chat-whole").await;
     home.set("PROXY__TLS_CERT_FILE", "tls.crt");
     home.set("PROXY__TLS_KEY_FILE", "tls.key");
-    let (first, second) = (issue("proxy.example"), issue("proxy.example"));
+    let day = |text: &str| -> NaiveDate { text.parse().unwrap() };
+    let (since, until) = (day("2026-01-01"), day("2099-01-01"));
+    let first = issue("proxy.example");
+    let second = issue_between("proxy.example", since, until);
     install(&home, &first);
     let server = home.start().await;
+    let expires = "taffrail_tls_certificate_expiry_timestamp_seconds";
+    let in_2099 = until.and_time(NaiveTime::MIN).and_utc().timestamp();
+    let in_2099 = u64::try_from(in_2099).unwrap();
+    assert!(server.scrape().await.sum(expires, &[]) > in_2099);
     let address = server.proxy_tls();
     let trusting = |issued: &Issued| {
         let authority = issued.authority.clone();
@@ -257,6 +265,7 @@ async fn a_certificate_from_files_is_exchanged_without_a_restart() {
     assert_eq!(ask_by(&mut before, &request).await, answer);
     std::fs::remove_file(&path).unwrap();
     trusting(&second).await.unwrap();
+    assert_eq!(server.scrape().await.sum(expires, &[]), in_2099);
 
     let no_authority = home.run(&["ca"]).await;
     assert_eq!(no_authority.code, Some(2), "{no_authority:?}");

@@ -10,9 +10,10 @@
 //! Taffrail: the proxy in front must be as transparent as before the real vendors.
 //!
 //! Here are the questions, the counting and the listener; what Replicate and fal make is in
-//! `work`, and the vendors' bytes are in a module each.
+//! `work`, what billing APIs answer in `billing`, and the vendors' bytes are in a module each.
 
 mod anthropic;
+pub mod billing;
 mod fal;
 mod models;
 mod openai;

@@ -221,11 +221,16 @@ fn events(ask: &Ask, answer: &Answer, stamp: &Stamp) -> Events {
 }
 
 fn models(stamp: &Stamp) -> Reply {
+    Reply::json(StatusCode::OK, price_list(stamp.created_seconds))
+}
+
+/// The list of models with their prices.
+pub(super) fn price_list(created: i64) -> String {
     let models: Vec<String> = Model::all(Vendor::OpenRouter)
         .filter_map(|model| {
             let (prompt, cached, completion) = model.route.as_ref()?.cents_per_million;
             let price = |cents| Decimal::new(cents, 8).normalize();
-            let (id, created) = (model.id, stamp.created_seconds);
+            let id = model.id;
             let (prompt, cached, completion) = (price(prompt), price(cached), price(completion));
             Some(format!(
                 r#"{{"id":"{id}","canonical_slug":"{id}","name":"{id}","created":{created},"context_length":131072,"pricing":{{"prompt":"{prompt}","completion":"{completion}","input_cache_read":"{cached}"}}}}"#
@@ -233,5 +238,5 @@ fn models(stamp: &Stamp) -> Reply {
         })
         .collect();
     let models = models.join(",");
-    Reply::json(StatusCode::OK, format!(r#"{{"data":[{models}]}}"#))
+    format!(r#"{{"data":[{models}]}}"#)
 }

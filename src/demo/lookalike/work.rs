@@ -11,7 +11,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use http::StatusCode;
 use rust_decimal::Decimal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Case, Foresight, Vendor, overload_status, quota_status, tokens_of};
 use crate::clock;
@@ -126,6 +126,24 @@ const MAKERS: &[Maker] = &[
         run_millis: (700, 1_100),
     },
 ];
+
+/// What fal answers who asks for the prices of endpoints; those without a public price have none.
+pub(super) fn price_list(query: &str) -> String {
+    let asked = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "endpoint_id");
+    let prices: Vec<Value> = asked
+        .filter_map(|(_, id)| {
+            let Price::Each(thousandths) = Maker::find(Vendor::Fal, &id)?.price else {
+                return None;
+            };
+            let price = Decimal::new(thousandths, 3).to_string();
+            let price: Value = serde_json::from_str(&price).ok()?;
+            Some(json!({
+                "endpoint_id": id, "unit_price": price, "unit": "megapixels", "currency": "USD",
+            }))
+        })
+        .collect();
+    json!({"prices": prices, "has_more": false, "next_cursor": null}).to_string()
+}
 
 /// How a piece of work ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

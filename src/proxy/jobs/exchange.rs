@@ -200,6 +200,10 @@ impl Jobs {
             job_id: job_id.clone(),
             half: intent.map(|intent| JobHalf {
                 instance: self.instance.clone(),
+                deadline_at: match end_of(intent) {
+                    None => self.config.deadline_at(intent),
+                    Some(_) => None,
+                },
                 intent: intent.clone(),
             }),
         }
@@ -303,6 +307,8 @@ pub fn row_of_halves(
     end: Option<JobHalf>,
 ) -> Option<UsageRecord> {
     let seen = end.as_ref().and_then(JobHalf::end).cloned();
-    let JobHalf { instance, intent } = submit.or(end)?;
+    let JobHalf {
+        instance, intent, ..
+    } = submit.or(end)?;
     Some(row(prices, instance, intent, None, seen))
 }

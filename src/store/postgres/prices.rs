@@ -96,7 +96,7 @@ impl Postgres {
             .push(" - 1 and day <= ");
         select.push_bind(query.until.date_naive()).push(
             " + 1 and (cost_source in ('catalog', 'estimated') \
-             or unpriced_reason in ('model_unknown', 'price_missing'))",
+             or unpriced_reason in ('model_unknown', 'price_missing', 'qualifier_unknown'))",
         );
         if let Some(provider) = &query.provider {
             select.push(" and provider = ").push_bind(provider.clone());

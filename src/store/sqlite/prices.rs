@@ -24,7 +24,7 @@ type VersionRow = (i64, String, String, DateTime<Utc>, String);
 /// A refresh as it is read: source, moment, what is held back and why.
 type RefreshRow = (String, DateTime<Utc>, Option<String>, Option<String>);
 
-/// What the sums need of a row: its group, and its cost before.
+/// What the sums need of a row: its group, and its costs before.
 type Before = (
     DateTime<Utc>,
     Option<String>,
@@ -33,6 +33,7 @@ type Before = (
     String,
     String,
     String,
+    Option<String>,
     Option<String>,
     Option<String>,
     Option<String>,
@@ -144,7 +145,7 @@ impl Sqlite {
         select.push(" and started_at < ");
         select.push_bind(timestamp(query.until)).push(
             " and (cost_source in ('catalog', 'estimated') \
-             or unpriced_reason in ('model_unknown', 'price_missing'))",
+             or unpriced_reason in ('model_unknown', 'price_missing', 'qualifier_unknown'))",
         );
         if let Some(provider) = &query.provider {
             select.push(" and provider = ").push_bind(provider);
@@ -178,7 +179,7 @@ impl Sqlite {
             let before: Option<Before> = sqlx::query_as(
                 "select started_at, namespace, provider, \
                      coalesce(model_served, model_requested), operation, outcome, attribution, \
-                     cost_usd, cost_source, price_version, unpriced_reason \
+                     cost_usd, cost_upstream_usd, cost_source, price_version, unpriced_reason \
                  from api_usage_logs where id = ? and cost_source is not 'provider'",
             )
             .bind(&id)
@@ -188,18 +189,23 @@ impl Sqlite {
             let Some(before) = before else { continue };
             let (started_at, namespace, provider, model, operation, outcome, attribution, ..) =
                 before;
-            let (.., cost, cost_source, price_version, unpriced_reason) = before;
+            let (.., cost, upstream, cost_source, price_version, unpriced_reason) = before;
             let old = cost.as_deref().map(parse_sum).transpose()?;
             let new = DecimalSum::from(change.cost_usd);
-            if old != change.old_cost_usd.map(DecimalSum::from) || old == Some(new) {
+            let is_same =
+                old == Some(new) && cost_source.as_deref() == Some(change.cost_source.as_str());
+            if old != change.old_cost_usd.map(DecimalSum::from) || is_same {
                 continue;
             }
             let cost_usd = change.cost_usd.normalize().to_string();
+            let cost_upstream_usd = change.cost_upstream_usd.map(|cost| cost.normalize());
             sqlx::query(
-                "update api_usage_logs set cost_usd = ?, cost_source = ?, price_version = ?, \
-                 unpriced_reason = null, recosted_at = ? where id = ?",
+                "update api_usage_logs set cost_usd = ?, \
+                 cost_upstream_usd = coalesce(?, cost_upstream_usd), cost_source = ?, \
+                 price_version = ?, unpriced_reason = null, recosted_at = ? where id = ?",
             )
             .bind(&cost_usd)
+            .bind(cost_upstream_usd.map(|cost| cost.to_string()))
             .bind(change.cost_source.as_str())
             .bind(&change.price_version)
             .bind(&now)
@@ -233,10 +239,15 @@ impl Sqlite {
                 attribution,
             };
             let less = DecimalSum::from(-change.old_cost_usd.unwrap_or(Decimal::ZERO));
+            let upstream_before = upstream.as_deref().map(parse_sum).transpose()?;
+            let upstream_before = upstream_before.and_then(|sum| sum.rounded(28));
             let totals = Totals {
                 requests: 0,
                 unpriced_requests: -i64::from(unpriced_reason.is_some()),
                 cost_usd: new.checked_add(less),
+                cost_upstream_usd: change.cost_upstream_usd.map(|upstream| {
+                    DecimalSum::from(upstream.saturating_sub(upstream_before.unwrap_or_default()))
+                }),
                 ..Totals::default()
             };
             add_to_sums(&mut sums, started_at, &group, &totals)?;

@@ -1,5 +1,6 @@
 //! Certificates that are made for one test.
 
+use chrono::{Datelike as _, NaiveDate};
 use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// A certificate with its key, and who vouches for it.
@@ -19,6 +20,17 @@ pub(crate) fn issue(name: &str) -> Issued {
 pub(crate) fn expired(name: &str) -> Issued {
     let mut params = params(name);
     params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    by_authority(name, params)
+}
+
+/// As [`issue`], from one day to the beginning of another.
+pub(crate) fn issue_between(name: &str, since: NaiveDate, until: NaiveDate) -> Issued {
+    let begin = |day: NaiveDate| {
+        let (month, day_of_month) = (u8::try_from(day.month()), u8::try_from(day.day()));
+        rcgen::date_time_ymd(day.year(), month.unwrap(), day_of_month.unwrap())
+    };
+    let mut params = params(name);
+    (params.not_before, params.not_after) = (begin(since), begin(until));
     by_authority(name, params)
 }
 

@@ -16,6 +16,7 @@ pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod providers;
 pub(crate) mod sidecar;
+pub(crate) mod stand;
 pub(crate) mod trace;
 pub(crate) mod upstream;
 pub(crate) mod vendor;

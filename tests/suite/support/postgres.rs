@@ -88,14 +88,14 @@ static NEWEST: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     Some(copy.join("bin"))
 });
 
-fn skip<T>(missing: &str) -> Option<T> {
+pub(super) fn skip<T>(missing: &str) -> Option<T> {
     let problem = format!("no {missing}: run scripts/test-setup.sh");
     assert!(std::env::var("CI").as_deref() != Ok("1"), "{problem}");
     eprintln!("SKIP: {problem}");
     None
 }
 
-fn runs(command: &mut Command) -> bool {
+pub(super) fn runs(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
@@ -172,7 +172,7 @@ fn give(path: &Path) {
 }
 
 /// A port that no connection is given by chance, so that a server finds it free again.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let offset = std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed);
@@ -184,18 +184,32 @@ fn free_port() -> u16 {
 }
 
 /// A server that ends when this is dropped, and takes its directory along.
-struct Guard {
+pub(super) struct Guard {
     shell: Child,
 }
 
 impl Guard {
     /// Runs the words, with what they say in the file `log`. `wrapper` is put before all.
     fn start(wrapper: &[String], dir: &Path, signal: &str, words: &[String]) -> Guard {
-        let mut all = wrapper.to_vec();
-        all.extend(as_owner());
+        let before = [wrapper.to_vec(), as_owner()].concat();
+        Guard::start_behind(before, dir, signal, words)
+    }
+
+    /// The same as the user of the tests.
+    pub(super) fn start_here(dir: &Path, signal: &str, words: &[impl AsRef<str>]) -> Guard {
+        Guard::start_behind(Vec::new(), dir, signal, words)
+    }
+
+    fn start_behind(
+        before: Vec<String>,
+        dir: &Path,
+        signal: &str,
+        words: &[impl AsRef<str>],
+    ) -> Guard {
+        let mut all = before;
         all.extend(["sh", "-c", GUARD, "sh"].map(str::to_owned));
         all.extend([dir.display().to_string(), signal.to_owned()]);
-        all.extend_from_slice(words);
+        all.extend(words.iter().map(|word| word.as_ref().to_owned()));
         let shell = Command::new(&all[0])
             .args(&all[1..])
             .current_dir("/")
@@ -564,6 +578,15 @@ impl Database {
         let rows = raw_sql(AssertSqlSafe(sql)).fetch_all(&mut client).await;
         client.close().await.unwrap();
         rows.unwrap().iter().map(texts).collect()
+    }
+
+    /// The same as [`Database::query`], or why it cannot be answered.
+    pub(crate) async fn try_query(&self, sql: &str) -> Result<Vec<Vec<String>>, String> {
+        let mut client = self.client().await;
+        let rows = raw_sql(AssertSqlSafe(sql)).fetch_all(&mut client).await;
+        client.close().await.ok();
+        let rows = rows.map_err(|error| error.to_string())?;
+        Ok(rows.iter().map(texts).collect())
     }
 
     /// Executes statements on a connection of its own; returns the rows that they touched.

@@ -7,6 +7,7 @@ use taffrail::provider::{
     Call, End, Meter, Milestone, Provider, RateLimit, Report, RequestFacts, RequestHead,
     RequestReader, ResponseHead,
 };
+use taffrail::qualifier::Qualifiers;
 use taffrail::record::{Fidelity, Operation};
 
 /// A provider that meters nothing, or panics at every chance.
@@ -94,6 +95,7 @@ impl Meter for Reader {
             region: None,
             provider_request_id: None,
             image_variant: None,
+            qualifiers: Qualifiers::default(),
             parts: Vec::new(),
             stated_cost: None,
             raw_usage: None,
