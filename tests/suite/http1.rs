@@ -233,3 +233,12 @@ fn what_is_too_long_is_refused_as_by_hyper() {
         agree(&Method::GET, response.as_bytes(), 1);
     }
 }
+
+#[test]
+fn a_length_beside_chunks_is_dropped() {
+    let bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n\
+                  5\r\nhello\r\n0\r\n\r\n";
+    let answer = properties::http1(&Method::GET, bytes, 1).unwrap();
+    assert_eq!(answer.headers.get(header::CONTENT_LENGTH), None);
+    assert_eq!(answer.body, b"hello");
+}
