@@ -388,15 +388,18 @@ fn tasks(
     prices: &Arc<CurrentBook>,
     metrics: &Arc<Metrics>,
 ) -> Vec<Task> {
-    let (of_house, retention) = (store.clone(), Arc::new(config.retention.clone()));
+    metrics.retention();
+    let (of_house, dropped) = (store.clone(), metrics.clone());
+    let retention = Arc::new(config.retention.clone());
     let housekeeping = Task {
         name: "housekeeping",
         cron: config.schedule.housekeeping.clone(),
         jitter: config.schedule.jitter,
         timeout: None,
         run: Box::new(move || {
-            let (store, retention) = (of_house.clone(), retention.clone());
-            Box::pin(async move { Ok(keep_house(&store, &retention).await?) })
+            let (store, metrics) = (of_house.clone(), dropped.clone());
+            let retention = retention.clone();
+            Box::pin(async move { Ok(keep_house(&store, &retention, &metrics).await?) })
         }),
     };
     let jitter = config.schedule.jitter;
@@ -496,6 +499,7 @@ pub fn read_balances(
         timeout: config.schedule.timeout,
         holder: holder(),
         pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
+        rows_kept: config.retention.logs,
     }))
 }
 

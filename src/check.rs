@@ -2,7 +2,8 @@
 //!
 //! In: a configuration that loaded. Out: one item per thing that the server needs, with what is
 //! wrong and how to mend it. Nothing is changed but that the directories of journal and store are
-//! made, as the server would make them; no request goes to a provider.
+//! made, as the server would make them; what providers are asked costs nothing: balances, a bill, a
+//! receipt of a request that nobody made.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,8 +24,9 @@ use tokio_rustls::TlsConnector;
 use crate::ask::FaultClass;
 use crate::clock;
 use crate::config::{Config, Role};
-use crate::exporter::balances::{self, Trial};
 use crate::exporter::fetch::Fetcher;
+use crate::exporter::trial::Trial;
+use crate::exporter::{balances, receipts, reconcile};
 use crate::provider;
 use crate::proxy::{self, ERROR_HEADER, Validity, tls_config};
 use crate::store::{self, Store, StoreError};
@@ -139,13 +141,13 @@ pub async fn check(config: &Config) -> Vec<Item> {
         items.extend(upstreams(config).await);
     }
     if config.role != Role::Sidecar {
-        items.extend(balances(config).await);
+        items.extend(accounts(config).await);
     }
     items
 }
 
-/// The billing API of every account, with its key.
-async fn balances(config: &Config) -> Vec<Item> {
+/// The APIs that tell balance, bill and receipts of every account, with its keys.
+async fn accounts(config: &Config) -> Vec<Item> {
     let sender = tls_config(config.proxy.upstream_ca_file.as_deref())
         .map_err(anyhow::Error::from)
         .and_then(|tls| Fetcher::new(&tls, config.schedule.call_timeout));
@@ -153,41 +155,53 @@ async fn balances(config: &Config) -> Vec<Item> {
         Ok(fetcher) => fetcher,
         Err(error) => return vec![Item::of("accounts", Err(error.to_string()))],
     };
-    let trials = balances::try_out(&config.accounts, &config.providers, &fetcher).await;
-    let item = |Trial {
-                    provider,
-                    account,
-                    found,
-                }| {
-        let (status, detail) = match found {
-            Ok(balance) => (Status::Ok, balance),
-            Err(fault) if fault.class == FaultClass::Unsupported => (Status::Skip, fault.detail),
-            Err(fault) => (
-                Status::Fail,
-                format!("{}; {}", fault.detail, mend(fault.class)),
-            ),
-        };
-        Item {
-            status,
-            name: format!("balance {provider}/{account}"),
-            detail,
-        }
+    let (accounts, providers) = (&config.accounts, &config.providers);
+    let (balances, bills, receipts) = tokio::join!(
+        balances::try_out(accounts, providers, &fetcher),
+        reconcile::try_out(accounts, providers, &fetcher),
+        receipts::try_out(accounts, providers, &fetcher),
+    );
+    let items = |kind: &'static str, key: &'static str, trials: Vec<Trial>| {
+        let item = move |trial: Trial| of_trial(kind, key, trial);
+        trials.into_iter().map(item)
     };
-    trials.into_iter().map(item).collect()
+    items("balance", "api_key_file", balances)
+        .chain(items("bill", "admin_key_file", bills))
+        .chain(items("receipt", "api_key_file or admin_key_file", receipts))
+        .collect()
 }
 
-/// What to do about a billing API that tells no balance.
-fn mend(class: FaultClass) -> &'static str {
+/// What came of an account, and which key it is about.
+fn of_trial(kind: &str, key: &str, trial: Trial) -> Item {
+    let (status, detail) = match trial.found {
+        Ok(found) => (Status::Ok, found),
+        Err(fault) if fault.class == FaultClass::Unsupported => (Status::Skip, fault.detail),
+        Err(fault) => (
+            Status::Fail,
+            format!("{}; {}", fault.detail, mend(fault.class, key)),
+        ),
+    };
+    Item {
+        status,
+        name: format!("{kind} {}/{}", trial.provider, trial.account),
+        detail,
+    }
+}
+
+/// What to do about a billing API that tells nothing.
+fn mend(class: FaultClass, key: &str) -> String {
     match class {
         FaultClass::Auth => {
-            "put such a key into api_key_file; docs/balances.md says where to get it"
+            let docs = "docs/balances.md and docs/reconciliation.md say where to get it";
+            return format!("put such a key into {key}; {docs}");
         }
-        FaultClass::RateLimited => "try again later, or ask less often in schedule.balances",
+        FaultClass::RateLimited => "try again later, or ask less often in [schedule]",
         FaultClass::Timeout => "check egress rules, or raise schedule.call_timeout",
         FaultClass::Unsupported | FaultClass::Error => {
             "check the account's keys in [[accounts]], providers.*.billing_url and egress rules"
         }
     }
+    .to_owned()
 }
 
 /// Asks the admin listener of this machine whether the server is healthy.

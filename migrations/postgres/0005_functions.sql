@@ -329,6 +329,25 @@ $$;
 comment on function taffrail.record_balance(text) is
     'Takes in a reading of an account, once for its slot; returns whether it was taken.';
 
+-- Drops readings of balances of before a day, at most that many rows at a time; returns how many.
+create function taffrail.drop_balances(before date, rows_max integer) returns bigint
+language sql security definer
+set search_path = pg_catalog, taffrail, pg_temp
+as $$
+    with dropped as (
+        delete from taffrail.api_provider_balances
+        where ctid = any (array(
+            select ctid from taffrail.api_provider_balances
+            where read_at < before::timestamp at time zone 'UTC'
+            limit rows_max
+            for update skip locked
+        ))
+        returning 1
+    )
+    select count(*) from dropped
+$$;
+comment on function taffrail.drop_balances(date, integer) is 'Drops readings of balances of before a day, some at a time; returns how many.';
+
 -- Takes or keeps a lease; returns whether the holder has it now.
 create function taffrail.take_lease(wanted text, by_holder text, lasting interval) returns boolean
 language sql security definer

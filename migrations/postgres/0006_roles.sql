@@ -46,6 +46,7 @@ begin
             taffrail.overdue_jobs(interval, integer),
             taffrail.drop_jobs(date, integer),
             taffrail.record_balance(text),
+            taffrail.drop_balances(date, integer),
             taffrail.take_lease(text, text, interval),
             taffrail.account_signals(interval),
             taffrail.metered_spend(text, timestamptz, timestamptz),

@@ -218,6 +218,25 @@ $$;
 
 COMMENT ON FUNCTION taffrail.drop_aggregates(before date, rows_max integer) IS 'Removes sums before a day, some at a time; returns how many.';
 
+CREATE FUNCTION taffrail.drop_balances(before date, rows_max integer) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
+    AS $$
+    with dropped as (
+        delete from taffrail.api_provider_balances
+        where ctid = any (array(
+            select ctid from taffrail.api_provider_balances
+            where read_at < before::timestamp at time zone 'UTC'
+            limit rows_max
+            for update skip locked
+        ))
+        returning 1
+    )
+    select count(*) from dropped
+$$;
+
+COMMENT ON FUNCTION taffrail.drop_balances(before date, rows_max integer) IS 'Drops readings of balances of before a day, some at a time; returns how many.';
+
 CREATE FUNCTION taffrail.drop_jobs(before date, rows_max integer) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'taffrail', 'pg_temp'
@@ -811,6 +830,7 @@ begin
             taffrail.overdue_jobs(interval, integer),
             taffrail.drop_jobs(date, integer),
             taffrail.record_balance(text),
+            taffrail.drop_balances(date, integer),
             taffrail.take_lease(text, text, interval),
             taffrail.account_signals(interval),
             taffrail.metered_spend(text, timestamptz, timestamptz),
@@ -1665,6 +1685,9 @@ REVOKE ALL ON FUNCTION taffrail.days_ahead_max() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION taffrail.drop_aggregates(before date, rows_max integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.drop_aggregates(before date, rows_max integer) TO taffrail_balance;
+
+REVOKE ALL ON FUNCTION taffrail.drop_balances(before date, rows_max integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION taffrail.drop_balances(before date, rows_max integer) TO taffrail_balance;
 
 REVOKE ALL ON FUNCTION taffrail.drop_jobs(before date, rows_max integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION taffrail.drop_jobs(before date, rows_max integer) TO taffrail_balance;

@@ -547,6 +547,12 @@ impl Rules {
                 self.add(key(name), "less than a day", "1d or more");
             }
         }
+        /// Bills of 30 days are told from readings.
+        const LEAST_BALANCES: Duration = Duration::from_hours(31 * 24);
+        if retention.balances < LEAST_BALANCES {
+            let what = "too short to tell the bills of a month from";
+            self.add(key("balances"), what, "31d or more");
+        }
         if retention.aggregates < retention.logs {
             self.add(
                 key("aggregates"),

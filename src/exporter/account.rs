@@ -77,6 +77,11 @@ impl Account {
         all.split_ascii_whitespace()
     }
 
+    /// Whether it has a key for bills alone.
+    pub fn has_admin_key(&self) -> bool {
+        self.admin_key.is_some() || self.admin_key_file.is_some()
+    }
+
     /// The key that the bill is read with, as it is now.
     ///
     /// # Errors

@@ -24,6 +24,8 @@ use super::account::Account;
 use super::fetch::Fetcher;
 use super::schedule::cron_parser;
 use super::standing::Known;
+use super::traffic::{Claims, Share};
+use super::trial::{self, Trial};
 use crate::ask::{DETAIL_CHARS_MAX, Fault, FaultClass};
 use crate::balance::{self, Balance, BalanceApi, BalanceKind, Next, Subject};
 use crate::clock;
@@ -68,6 +70,8 @@ pub struct Parts {
     pub holder: String,
     /// What keys the fingerprints of keys.
     pub pepper: String,
+    /// How long rows are kept, which the ledgers of several accounts of a provider are made of.
+    pub rows_kept: Duration,
 }
 
 /// Reads balances.
@@ -82,6 +86,8 @@ pub struct Balances {
 
 /// An account and how its balance is had.
 struct Watched {
+    /// Its place among the accounts.
+    index: usize,
     account: Account,
     source: Source,
     /// Whether its provider has no other account, so that all its traffic is this one's.
@@ -177,12 +183,14 @@ impl Balances {
         let watched: Vec<Arc<Watched>> = parts
             .accounts
             .iter()
-            .map(|account| {
+            .enumerate()
+            .map(|(index, account)| {
                 let of_provider = |other: &&Account| other.provider == account.provider;
                 let count = parts.accounts.iter().filter(of_provider).count();
                 Arc::new(Watched {
+                    index,
                     account: account.clone(),
-                    source: source(account, &parts.providers, count == 1),
+                    source: source(account, &parts.providers),
                     is_alone: count == 1,
                 })
             })
@@ -338,6 +346,8 @@ impl Balances {
         wanted: Vec<Arc<Watched>>,
         slot: Option<DateTime<Utc>>,
     ) -> Vec<BalanceReading> {
+        let claims = Claims::of(&self.parts.accounts, &self.parts.pepper);
+        let rows_kept = self.parts.rows_kept;
         let mut waiting = wanted.into_iter();
         let mut running = JoinSet::new();
         let mut names = BTreeMap::new();
@@ -348,7 +358,11 @@ impl Balances {
             {
                 let (fetcher, store) = (self.parts.fetcher.clone(), self.parts.store.clone());
                 let own = watched.key();
-                let handle = running.spawn(async move { watched.read(&fetcher, &store).await });
+                let share = claims.share(watched.index).unwrap_or(Share::All);
+                let handle = running.spawn(async move {
+                    let ledger = (&store, &share, rows_kept);
+                    watched.read(&fetcher, ledger).await
+                });
                 names.insert(handle.id(), own);
             }
             let Some(ended) = running.join_next_with_id().await else {
@@ -447,26 +461,13 @@ impl Balances {
     }
 }
 
-/// What came of trying an account out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trial {
-    /// The provider's name.
-    pub provider: String,
-    /// The account's name.
-    pub account: String,
-    /// The balance, or why there is none, in a line.
-    pub found: Result<String, Fault>,
-}
-
 /// Asks for the balance of every account that an API tells one of, and keeps nothing.
 pub async fn try_out(accounts: &[Account], providers: &Providers, fetcher: &Fetcher) -> Vec<Trial> {
-    let mut trials = JoinSet::new();
-    for (index, account) in accounts.iter().cloned().enumerate() {
-        let source = source(&account, providers, true);
+    trial::each(accounts.iter().cloned(), |account| {
+        let source = source(&account, providers);
         let fetcher = fetcher.clone();
-        trials.spawn(async move {
-            let (provider, name) = (account.provider.clone(), account.name.clone());
-            let found = match &source {
+        async move {
+            match &source {
                 Source::Ledger => {
                     Ok("kept as a ledger of top_ups less the traffic's cost".to_owned())
                 }
@@ -477,6 +478,7 @@ pub async fn try_out(accounts: &[Account], providers: &Providers, fetcher: &Fetc
                     currency,
                 } => {
                     let watched = Watched {
+                        index: 0,
                         account,
                         source: Source::Ledger,
                         is_alone: true,
@@ -486,18 +488,10 @@ pub async fn try_out(accounts: &[Account], providers: &Providers, fetcher: &Fetc
                         .await
                         .told()
                 }
-            };
-            let trial = Trial {
-                provider,
-                account: name,
-                found,
-            };
-            (index, trial)
-        });
-    }
-    let mut trials = trials.join_all().await;
-    trials.sort_by_key(|(index, _)| *index);
-    trials.into_iter().map(|(_, trial)| trial).collect()
+            }
+        }
+    })
+    .await
 }
 
 fn key(reading: &BalanceReading) -> (String, String) {
@@ -505,7 +499,7 @@ fn key(reading: &BalanceReading) -> (String, String) {
 }
 
 /// How a balance of an account is had.
-fn source(account: &Account, providers: &Providers, is_alone: bool) -> Source {
+fn source(account: &Account, providers: &Providers) -> Source {
     match balance::api(&account.provider) {
         Some(api) => {
             let settings = providers.get(&account.provider);
@@ -525,10 +519,6 @@ fn source(account: &Account, providers: &Providers, is_alone: bool) -> Source {
         }
         None if account.top_ups.is_empty() => Source::None(
             "this provider has no API that tells a balance; declare top_ups to keep a ledger",
-        ),
-        None if !is_alone => Source::None(
-            "a ledger needs to know whose the traffic is: with several accounts of a provider it \
-             does not",
         ),
         None => Source::Ledger,
     }
@@ -597,7 +587,7 @@ impl Watched {
         (self.account.provider.clone(), self.account.name.clone())
     }
 
-    async fn read(&self, fetcher: &Fetcher, store: &Store) -> Read {
+    async fn read(&self, fetcher: &Fetcher, ledger: (&Store, &Share, Duration)) -> Read {
         let began = clock::instant();
         let mut read = match &self.source {
             Source::Api {
@@ -605,7 +595,7 @@ impl Watched {
                 host,
                 currency,
             } => self.ask(*api, host.as_deref(), currency, fetcher).await,
-            Source::Ledger => match self.ledger(store).await {
+            Source::Ledger => match self.ledger(ledger).await {
                 Ok(read) => read,
                 Err(error) => Read::failed(Fault::new(FaultClass::Error, error.to_string())),
             },
@@ -664,24 +654,52 @@ impl Watched {
         Read::failed(Fault::malformed("it leads from call to call"))
     }
 
-    /// What was paid in, less what the traffic cost since the hour of the first payment.
-    async fn ledger(&self, store: &Store) -> Result<Read, StoreError> {
+    /// What was paid in, less what the account's traffic cost since the first payment: since its hour
+    /// where all of the provider's traffic is the account's.
+    async fn ledger(
+        &self,
+        (store, share, rows_kept): (&Store, &Share, Duration),
+    ) -> Result<Read, StoreError> {
+        let unsupported =
+            |detail: String| Ok(Read::failed(Fault::new(FaultClass::Unsupported, detail)));
         let top_ups = &self.account.top_ups;
         let now = store.now().await?;
-        let since = top_ups.iter().map(|top_up| top_up.at).min();
-        let costs = costs(store, since.unwrap_or(now)).await?;
-        let cost = costs
-            .get(&self.account.provider)
-            .cloned()
-            .unwrap_or_default();
+        let since = top_ups.iter().map(|top_up| top_up.at).min().unwrap_or(now);
+        let provider = &self.account.provider;
+        let cost = match share {
+            Share::All => costs(store, since).await?.remove(provider),
+            Share::Named(_) | Share::Own(_) => {
+                let kept = TimeDelta::from_std(rows_kept).unwrap_or(TimeDelta::MAX);
+                if now
+                    .checked_sub_signed(kept)
+                    .is_some_and(|first| since < first)
+                {
+                    return unsupported(format!(
+                        "its traffic is told by its keys, from rows, which are kept for {} days: \
+                         declare what was left at a later day as the first of top_ups",
+                        kept.num_days()
+                    ));
+                }
+                cost_of_keys(store, provider, (since, now), share).await?
+            }
+        };
+        if cost.is_none() && matches!(share, Share::Own(_)) {
+            return unsupported(
+                "a ledger needs to know whose the traffic is, and the account's own key was not \
+                 seen: name its keys in accounts[].key_fingerprints"
+                    .to_owned(),
+            );
+        }
+        let cost = cost.unwrap_or_default();
         let paid = top_ups
             .iter()
             .filter(|top_up| top_up.at <= now)
             .fold(Decimal::ZERO, |sum, it| sum.saturating_add(it.amount));
         let currency = self.account.currency.as_deref().unwrap_or("USD");
         if currency != "USD" {
-            let detail = format!("costs are in USD, so a ledger in {currency} cannot be kept");
-            return Ok(Read::failed(Fault::new(FaultClass::Unsupported, detail)));
+            return unsupported(format!(
+                "costs are in USD, so a ledger in {currency} cannot be kept"
+            ));
         }
         let unpriced = cost.unpriced_requests;
         let ledger = Balance {
@@ -703,6 +721,36 @@ struct Cost {
     /// Of the requests whose cost is known, without what another party bills.
     cost: Option<Decimal>,
     unpriced_requests: i64,
+}
+
+/// What a provider's traffic of some keys has cost within a window; `None` if there was none.
+async fn cost_of_keys(
+    store: &Store,
+    provider: &str,
+    window: (DateTime<Utc>, DateTime<Utc>),
+    share: &Share,
+) -> Result<Option<Cost>, StoreError> {
+    let seen = store.metered_spend(provider, window).await?;
+    let own = seen
+        .iter()
+        .filter(|spend| share.has(spend.key_fingerprint.as_deref()));
+    let cost = own.fold(None, |sum: Option<Cost>, spend| {
+        let Cost {
+            cost,
+            unpriced_requests,
+        } = sum.unwrap_or_default();
+        let rounded = |sum: Option<DecimalSum>| sum.and_then(|sum| sum.rounded(12));
+        let upstream = rounded(spend.cost_upstream_usd).unwrap_or_default();
+        let charged = rounded(spend.cost_usd).map(|all| all.saturating_sub(upstream));
+        Some(Cost {
+            cost: match (cost, charged) {
+                (Some(cost), Some(charged)) => Some(cost.saturating_add(charged)),
+                (cost, charged) => cost.or(charged),
+            },
+            unpriced_requests: unpriced_requests.saturating_add(spend.unpriced_requests),
+        })
+    });
+    Ok(cost)
 }
 
 /// What each provider's traffic has cost since the hour of `since`, as the sums know it: the

@@ -1,8 +1,8 @@
 //! The store's housekeeping: room for the rows of the days to come, and an end for what is older
 //! than its retention.
 //!
-//! In: a store and [`Retention`]. Out: partitions, and rows and sums that are gone; a line in the
-//! log for each day of rows. Whole days go, by the store's clock, and the sums outlive the rows.
+//! In: a store and [`Retention`]. Out: partitions, and rows, sums and readings of balances that are
+//! gone, counted; a line in the log for each day of rows. Whole days go, by the store's clock, and the sums outlive the rows.
 //! The store remembers which days are gone, so that a record which comes late is refused and never
 //! counted twice.
 //!
@@ -15,6 +15,7 @@ use chrono::{Days, NaiveDate};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::{Metrics, Retained};
 use crate::store::{Store, StoreError};
 
 /// How many days after today partitions are made for. Far more than the time between two runs, so
@@ -38,6 +39,11 @@ pub struct Retention {
     #[serde(with = "calendar")]
     #[schemars(with = "String")]
     pub aggregates: Duration,
+    /// The age at which readings of balances are dropped: 31 days or more, since bills are told from
+    /// them.
+    #[serde(with = "calendar")]
+    #[schemars(with = "String")]
+    pub balances: Duration,
 }
 
 impl Default for Retention {
@@ -45,6 +51,7 @@ impl Default for Retention {
         Self {
             logs: 90 * calendar::DAY,
             aggregates: 3 * calendar::YEAR,
+            balances: 3 * calendar::YEAR,
         }
     }
 }
@@ -55,10 +62,14 @@ impl Default for Retention {
 /// # Errors
 /// [`StoreError::Unavailable`], [`StoreError::Locked`] or [`StoreError::Unusable`]; what was done
 /// until then stays done.
-pub async fn keep_house(store: &Store, retention: &Retention) -> Result<(), StoreError> {
+pub async fn keep_house(
+    store: &Store,
+    retention: &Retention,
+    metrics: &Metrics,
+) -> Result<(), StoreError> {
     let mut pause = PAUSE_MIN;
     for _ in 1..ROUNDS_MAX {
-        match go_round(store, retention).await {
+        match go_round(store, retention, metrics).await {
             Err(error) if error.is_retryable() => {
                 tracing::info!(%error, "housekeeping goes on in a moment");
                 tokio::time::sleep(pause).await;
@@ -67,27 +78,44 @@ pub async fn keep_house(store: &Store, retention: &Retention) -> Result<(), Stor
             done => return done,
         }
     }
-    go_round(store, retention).await
+    go_round(store, retention, metrics).await
 }
 
 /// Does everything that is left to do. Rows come last, because a reader can hold them.
-async fn go_round(store: &Store, retention: &Retention) -> Result<(), StoreError> {
+async fn go_round(
+    store: &Store,
+    retention: &Retention,
+    metrics: &Metrics,
+) -> Result<(), StoreError> {
     let today = store.today().await?;
     store.prepare_days(today, today + DAYS_AHEAD).await?;
     let before = first_kept(today, retention.aggregates);
     let mut buckets = 0;
     while let dropped @ 1.. = store.drop_aggregates(before).await? {
         buckets += dropped;
+        metrics.retention_dropped(Retained::Aggregates, dropped);
     }
     if buckets > 0 {
         tracing::info!(buckets, %before, "dropped old sums");
     }
+    let before = first_kept(today, retention.balances);
+    let mut readings = 0;
+    while let dropped @ 1.. = store.drop_balances(before).await? {
+        readings += dropped;
+        metrics.retention_dropped(Retained::Balances, dropped);
+    }
+    if readings > 0 {
+        tracing::info!(readings, %before, "dropped old readings of balances");
+    }
     let before = first_kept(today, retention.logs);
     // A job is remembered for as long as its row: so long, a late look at it makes no second one.
-    while store.drop_jobs(before).await? > 0 {}
+    while let dropped @ 1.. = store.drop_jobs(before).await? {
+        metrics.retention_dropped(Retained::Jobs, dropped);
+    }
     let mut last = None;
     while let Some(day) = store.drop_logs(before).await? {
         if last.replace(day) != Some(day) {
+            metrics.retention_dropped(Retained::LogDays, 1);
             tracing::info!(%day, "drops the rows of a day; its sums stay");
         }
     }

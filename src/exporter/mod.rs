@@ -18,3 +18,4 @@ pub mod schedule;
 pub mod spend;
 mod standing;
 mod traffic;
+pub mod trial;

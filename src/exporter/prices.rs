@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use super::account::Account;
 use super::fetch::Fetcher;
-use crate::ask::{Fault, FaultClass};
+use crate::ask::{Answer, Fault, FaultClass};
 use crate::clock;
 use crate::metrics::{Metrics, PriceResult};
 use crate::price::{
@@ -36,6 +36,11 @@ const ASKS_MAX: usize = 200;
 
 /// The pause between two calls: fal limits them strictly.
 const ASK_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a reading of a list waits because the provider wants to be asked less often, and how
+/// long at most: what it says (`retry-after`), else [`ASK_PAUSE`].
+const LIMITED_MAX: usize = 3;
+const LIMITED_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// The `source` label of a provider's own list.
 const SOURCE: &str = "api";
@@ -334,7 +339,7 @@ impl Refresher {
         };
         let host = self.providers.get(api.provider);
         let host = host.and_then(|it| it.billing_host());
-        let mut asks = 0;
+        let (mut asks, mut limited) = (0, 0);
         while let Some(ask) = reader.ask() {
             if asks > 0 {
                 tokio::time::sleep(ASK_PAUSE).await;
@@ -348,6 +353,10 @@ impl Refresher {
                 Ok(body) => reader
                     .take(body)
                     .map_err(|error| Fault::malformed(&error.to_string()))?,
+                Err(fault) if fault.class == FaultClass::RateLimited && limited < LIMITED_MAX => {
+                    limited += 1;
+                    tokio::time::sleep(wanted_pause(&answer)).await;
+                }
                 Err(fault) => {
                     let is_about_the_question = [400, 404, 422].contains(&answer.status.as_u16());
                     if !is_about_the_question || !reader.is_refused() {
@@ -521,6 +530,15 @@ impl Refresher {
             self.metrics.price_held_back(provider, SOURCE, held_back);
         }
     }
+}
+
+/// How long a provider wants not to be asked.
+fn wanted_pause(answer: &Answer) -> Duration {
+    let told = answer.headers.get(http::header::RETRY_AFTER);
+    let seconds = told.and_then(|told| told.to_str().ok()?.trim().parse().ok());
+    seconds
+        .map_or(ASK_PAUSE, Duration::from_secs)
+        .min(LIMITED_PAUSE_MAX)
 }
 
 fn of_store(error: StoreError) -> Fault {

@@ -19,9 +19,11 @@ use tokio::task::JoinSet;
 use super::account::Account;
 use super::fetch::Fetcher;
 use super::traffic::Claims;
+use super::trial::{self, Trial};
 use crate::ask::{Fault, FaultClass};
 use crate::bill;
 use crate::bill::receipt::{self, Receipt, ReceiptApi, Receipts};
+use crate::clock;
 use crate::metrics::{Metrics, ReceiptResult, SyncResult};
 use crate::proxy::Providers;
 use crate::record::CostSource;
@@ -281,7 +283,18 @@ impl OfAccount<'_> {
             if number > 0 {
                 tokio::time::sleep(config.pause).await;
             }
-            let asked = self.ask(some).await;
+            let ids: Vec<&str> = some.iter().map(|(id, _)| id.as_str()).collect();
+            let since = some.iter().map(|(_, row)| row.started_at).min();
+            let question = Question {
+                account: self.account,
+                api: self.api,
+                ids: &ids,
+                since: since.unwrap_or(self.now),
+                pause: config.pause,
+            };
+            let asked = question
+                .ask(&self.parts.providers, &self.parts.fetcher)
+                .await;
             metrics.receipt_call(provider, name, call_result(&asked));
             let receipts = match asked {
                 Ok(receipts) => receipts,
@@ -298,47 +311,6 @@ impl OfAccount<'_> {
             self.take(some, &receipts).await?;
         }
         Ok(())
-    }
-
-    /// Asks one question, to the last page of its answer.
-    async fn ask(&self, some: &[(String, UncertainCost)]) -> Result<Receipts, Stop> {
-        let key = match self.api.wants_admin_key() {
-            true => self.account.bill_key(),
-            false => self.account.current_key(),
-        };
-        let no_key = || {
-            let detail = format!("there is no key to ask with: wanted is {}", self.api.key());
-            Stop::NoKey(Fault::new(FaultClass::Unsupported, detail))
-        };
-        let key = key.map_err(Stop::Vendor)?.ok_or_else(no_key)?;
-        let settings = self.parts.providers.get(&self.account.provider);
-        let host = bill::api(&self.account.provider).and_then(|api| {
-            let billing_url = settings.and_then(|it| it.billing_url.as_deref());
-            let upstream = settings.and_then(|it| it.upstream.as_deref());
-            bill::place(api, billing_url, upstream)
-        });
-        let ids: Vec<&str> = some.iter().map(|(id, _)| id.as_str()).collect();
-        let since = some.iter().map(|(_, row)| row.started_at).min();
-        let mut receipts = Receipts::default();
-        let mut ask = self.api.first(&ids, since.unwrap_or(self.now));
-        for page_number in 0..PAGES_MAX {
-            if page_number > 0 {
-                tokio::time::sleep(self.parts.config.pause).await;
-            }
-            let page = match self.parts.fetcher.fetch(&ask, host, Some(&key)).await {
-                Ok(answer) => self.api.read(&ids, &ask, &answer),
-                Err(fault) => Err(fault),
-            };
-            let helped = |fault: Fault| fault.without(Some(&key)).helped(self.api.key());
-            let page = page.map_err(|fault| Stop::Vendor(helped(fault)))?;
-            page.lines.into_iter().for_each(|line| receipts.add(line));
-            match page.next {
-                None => return Ok(receipts),
-                Some(next) if next == ask => break,
-                Some(next) => ask = next,
-            }
-        }
-        Err(Stop::Vendor(Fault::malformed("its pages have no end")))
     }
 
     /// Keeps what receipts say, and notes who was asked about for nothing.
@@ -419,6 +391,84 @@ impl OfAccount<'_> {
         let (provider, name) = (&self.account.provider, &self.account.name);
         self.parts.metrics.receipt(provider, name, result, rows);
     }
+}
+
+/// What is asked about requests at once.
+struct Question<'a> {
+    account: &'a Account,
+    api: &'static dyn ReceiptApi,
+    ids: &'a [&'a str],
+    /// When the first of them started.
+    since: DateTime<Utc>,
+    /// How long is waited before each further page.
+    pause: Duration,
+}
+
+impl Question<'_> {
+    /// Asks, to the last page of the answer.
+    async fn ask(&self, providers: &Providers, fetcher: &Fetcher) -> Result<Receipts, Stop> {
+        let key = match self.api.wants_admin_key() {
+            true => self.account.bill_key(),
+            false => self.account.current_key(),
+        };
+        let no_key = || {
+            let detail = format!("there is no key to ask with: wanted is {}", self.api.key());
+            Stop::NoKey(Fault::new(FaultClass::Unsupported, detail))
+        };
+        let key = key.map_err(Stop::Vendor)?.ok_or_else(no_key)?;
+        let settings = providers.get(&self.account.provider);
+        let host = bill::api(&self.account.provider).and_then(|api| {
+            let billing_url = settings.and_then(|it| it.billing_url.as_deref());
+            let upstream = settings.and_then(|it| it.upstream.as_deref());
+            bill::place(api, billing_url, upstream)
+        });
+        let mut receipts = Receipts::default();
+        let mut ask = self.api.first(self.ids, self.since);
+        for page_number in 0..PAGES_MAX {
+            if page_number > 0 {
+                tokio::time::sleep(self.pause).await;
+            }
+            let page = match fetcher.fetch(&ask, host, Some(&key)).await {
+                Ok(answer) => self.api.read(self.ids, &ask, &answer),
+                Err(fault) => Err(fault),
+            };
+            let helped = |fault: Fault| fault.without(Some(&key)).helped(self.api.key());
+            let page = page.map_err(|fault| Stop::Vendor(helped(fault)))?;
+            page.lines.into_iter().for_each(|line| receipts.add(line));
+            match page.next {
+                None => return Ok(receipts),
+                Some(next) if next == ask => break,
+                Some(next) => ask = next,
+            }
+        }
+        Err(Stop::Vendor(Fault::malformed("its pages have no end")))
+    }
+}
+
+/// Asks the provider of every account that tells receipts about a request that nobody made.
+pub async fn try_out(accounts: &[Account], providers: &Providers, fetcher: &Fetcher) -> Vec<Trial> {
+    let have_api = |account: &&Account| receipt::api(&account.provider).is_some();
+    trial::each(accounts.iter().filter(have_api).cloned(), |account| {
+        let (providers, fetcher) = (providers.clone(), fetcher.clone());
+        async move {
+            let Some(api) = receipt::api(&account.provider) else {
+                return Err(Fault::new(FaultClass::Unsupported, "no receipts"));
+            };
+            let question = Question {
+                account: &account,
+                api,
+                ids: &[api.nobodys_id()],
+                since: clock::wall(),
+                pause: Duration::ZERO,
+            };
+            match question.ask(&providers, &fetcher).await {
+                Ok(_) => Ok(format!("{} answers", api.name())),
+                Err(Stop::Vendor(fault) | Stop::NoKey(fault)) => Err(fault),
+                Err(Stop::Store(error)) => Err(Fault::new(FaultClass::Error, error.to_string())),
+            }
+        }
+    })
+    .await
 }
 
 fn one_more(tries: u32) -> u32 {

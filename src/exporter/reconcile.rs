@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use super::account::Account;
 use super::fetch::Fetcher;
 use super::traffic::{Claims, Share};
+use super::trial::{self, Trial};
 use crate::ask::{DETAIL_CHARS_MAX, Fault, FaultClass};
 use crate::balance::BalanceKind;
 use crate::bill::drop::{self, Payment, Snapshot};
@@ -142,7 +143,6 @@ impl Reconciler {
             .take_lease(LEASE, &parts.holder, Duration::ZERO)
             .await?;
         let failed = done?;
-        self.show(now).await?;
         if failed > 0 {
             let all = parts.accounts.len();
             anyhow::bail!(
@@ -168,32 +168,36 @@ impl Reconciler {
         self.parts.store.now().await
     }
 
-    /// Reads and keeps; returns how many accounts failed.
+    /// Reads, keeps and shows; returns how many accounts failed.
     async fn reconcile(&self, now: DateTime<Utc>) -> Result<usize, StoreError> {
         let period = period(now, &self.parts.config);
+        let mut waiting = 0..self.parts.accounts.len();
+        let mut running = JoinSet::new();
+        let mut of_task = BTreeMap::new();
         let mut failed = 0;
-        let indices: Vec<usize> = (0..self.parts.accounts.len()).collect();
-        for some in indices.chunks(ACCOUNTS_AT_A_TIME) {
-            let mut running = JoinSet::new();
-            let mut of_task = BTreeMap::new();
-            for &index in some {
+        loop {
+            while running.len() < ACCOUNTS_AT_A_TIME
+                && let Some(index) = waiting.next()
+            {
                 let parts = self.parts.clone();
                 let task = running.spawn(async move { of_account(&parts, index, period).await });
                 of_task.insert(task.id(), index);
             }
-            while let Some(ended) = running.join_next_with_id().await {
-                let (id, rows) = match ended {
-                    Ok((id, rows)) => (id, rows),
-                    // Whatever the vendor sent: it concerns this account alone.
-                    Err(error) => (error.id(), Err(Fault::malformed("it broke the reader"))),
-                };
-                let Some(&index) = of_task.get(&id) else {
-                    continue;
-                };
-                failed += usize::from(self.take(index, period, rows).await?);
-            }
+            let Some(ended) = running.join_next_with_id().await else {
+                return Ok(failed);
+            };
+            let (id, rows) = match ended {
+                Ok((id, rows)) => (id, rows),
+                // Whatever the vendor sent: it concerns this account alone.
+                Err(error) => (error.id(), Err(Fault::malformed("it broke the reader"))),
+            };
+            let Some(index) = of_task.remove(&id) else {
+                continue;
+            };
+            failed += usize::from(self.take(index, period, rows).await?);
+            // Another one may be long in coming.
+            self.show(now).await?;
         }
-        Ok(failed)
     }
 
     /// Keeps and counts what came of an account; returns whether it failed.
@@ -318,7 +322,7 @@ async fn of_account(
     };
     let bill = match bill::api(&account.provider) {
         None => from_balances(parts, account, period).await?,
-        Some(api) => match from_api(parts, account, api, period).await {
+        Some(api) => match from_api(&parts.providers, &parts.fetcher, account, api, period).await {
             Ok(bill) => bill,
             // A balance may be told to a key that the bill is not told to.
             Err(fault) if matches!(fault.class, FaultClass::Auth | FaultClass::Unsupported) => {
@@ -364,7 +368,8 @@ async fn of_account(
 
 /// The bill as the vendor's API tells it, page by page.
 async fn from_api(
-    parts: &Parts,
+    providers: &Providers,
+    fetcher: &Fetcher,
     account: &Account,
     api: &dyn BillApi,
     period: Period,
@@ -376,7 +381,7 @@ async fn from_api(
         );
         return Err(Fault::new(FaultClass::Unsupported, detail));
     };
-    let settings = parts.providers.get(&account.provider);
+    let settings = providers.get(&account.provider);
     let host = bill::place(
         api,
         settings.and_then(|it| it.billing_url.as_deref()),
@@ -385,7 +390,7 @@ async fn from_api(
     let mut days: BTreeMap<NaiveDate, Decimal> = BTreeMap::new();
     let mut ask = api.first(period, account.billing_id.as_deref());
     for _ in 0..PAGES_MAX {
-        let page = match parts.fetcher.fetch(&ask, host, Some(&key)).await {
+        let page = match fetcher.fetch(&ask, host, Some(&key)).await {
             Ok(answer) => api.read(period, &ask, &answer),
             Err(fault) => Err(fault),
         };
@@ -412,6 +417,39 @@ async fn from_api(
         }
     }
     Err(Fault::malformed("the bill has no end"))
+}
+
+/// Asks for yesterday's bill of every account whose provider has an API of bills.
+pub async fn try_out(accounts: &[Account], providers: &Providers, fetcher: &Fetcher) -> Vec<Trial> {
+    let have_api = |account: &&Account| bill::api(&account.provider).is_some();
+    trial::each(accounts.iter().filter(have_api).cloned(), |account| {
+        let (providers, fetcher) = (providers.clone(), fetcher.clone());
+        async move {
+            let today = clock::wall().date_naive();
+            let period = Period {
+                from: today - Days::new(1),
+                to: today,
+            };
+            let Some(api) = bill::api(&account.provider) else {
+                return Err(Fault::new(FaultClass::Unsupported, "no bills"));
+            };
+            let bill = from_api(&providers, &fetcher, &account, api, period).await;
+            match bill {
+                Ok(_) => Ok(format!("{} answers", api.name())),
+                // As when it is read by the clock: the key was not given for bills.
+                Err(fault) if fault.class == FaultClass::Auth && !account.has_admin_key() => {
+                    let detail = format!(
+                        "{}; until there is an admin_key, bills are told from the balance, if there \
+                         is one",
+                        fault.detail
+                    );
+                    Err(Fault::new(FaultClass::Unsupported, detail))
+                }
+                Err(fault) => Err(fault),
+            }
+        }
+    })
+    .await
 }
 
 /// What a prepaid balance fell by, day by day.

@@ -703,6 +703,15 @@ pub const PRICE_HELD_BACK: Descriptor = family(
     "What looks wrong about new prices that wait for `taffrail prices refresh --accept`",
 );
 
+/// What retention has dropped.
+pub const RETENTION_DROPPED: Descriptor = family(
+    Counter,
+    Upkeep,
+    "taffrail_retention_dropped_total",
+    &["kind"],
+    "What was older than its retention and was dropped: whole days of rows, and rows of the others",
+);
+
 /// Runs of scheduled tasks.
 pub const SCHEDULE_RUNS: Descriptor = family(
     Counter,
@@ -902,6 +911,7 @@ pub const ALL: &[&Descriptor] = &[
     &PRICE_LAST_SUCCESS,
     &PRICE_REFRESHES,
     &PRICE_HELD_BACK,
+    &RETENTION_DROPPED,
     &SCHEDULE_RUNS,
     &SCHEDULE_LAST_SUCCESS,
     &INJECTOR_REVIEWS,

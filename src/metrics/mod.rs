@@ -51,8 +51,8 @@ pub use self::spend::Spend;
 use self::values::ExactCounter;
 pub use self::vocabulary::{
     AccountState, BillWindow, HandshakeFault, JobLimit, JournalFault, Level, Limit, Listener,
-    Phase, PriceResult, ProxyError, Reason, ReceiptResult, ReviewResult, Rewrite, RunResult, Stage,
-    SyncResult, Window,
+    Phase, PriceResult, ProxyError, Reason, ReceiptResult, Retained, ReviewResult, Rewrite,
+    RunResult, Stage, SyncResult, Window,
 };
 use crate::fault::Outcome;
 use crate::money::Usd;
@@ -715,6 +715,19 @@ impl Metrics {
     pub fn price_held_back(&self, provider: &str, source: &str, concerns: u64) {
         let held_back = &self.families.price_held_back;
         set(held_back, &[provider, source], float(concerns));
+    }
+
+    /// Starts the counters of retention at 0.
+    pub fn retention(&self) {
+        for kind in Retained::ALL {
+            self.retention_dropped(*kind, 0);
+        }
+    }
+
+    /// Counts what retention dropped.
+    pub fn retention_dropped(&self, kind: Retained, dropped: u64) {
+        let dropped_of_kind = self.families.retention_dropped.with(&[kind.as_str()]);
+        dropped_of_kind.inc_by(dropped);
     }
 
     /// Counts a run of a scheduled task that ended at `now`.

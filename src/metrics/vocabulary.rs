@@ -260,6 +260,20 @@ impl BillWindow {
 }
 
 label_values! {
+    /// What is kept for a time.
+    Retained {
+        /// Days of detailed rows.
+        LogDays = "log_days",
+        /// Hour and day buckets.
+        Aggregates = "aggregates",
+        /// Jobs that have their row.
+        Jobs = "jobs",
+        /// Readings of balances, a row for each currency.
+        Balances = "balances",
+    }
+}
+
+label_values! {
     /// What became of a row whose cost its provider was asked for.
     ReceiptResult {
         /// It has the cost that its provider states.

@@ -53,6 +53,9 @@ const OVERDUE_MAX: i32 = 500;
 /// The most jobs that one call drops.
 const JOBS_PER_DROP: i32 = 1_000;
 
+/// The most rows of readings that one call drops.
+const BALANCES_PER_DROP: i32 = 1_000;
+
 /// Where rows are kept.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -353,6 +356,19 @@ impl Store {
         match self {
             Store::Sqlite(store) => store.drop_jobs(before).await,
             Store::Postgres(store) => store.drop_jobs(before).await,
+        }
+    }
+
+    /// Drops readings of balances of before a day, some rows of them; returns how many, which is 0
+    /// if there are none left.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::Locked`] or [`StoreError::Unusable`].
+    pub async fn drop_balances(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        match self {
+            Store::Sqlite(store) => store.drop_balances(before).await,
+            Store::Postgres(store) => store.drop_balances(before).await,
         }
     }
 

@@ -36,7 +36,10 @@ use super::jobs::{Answer, JobNews, JobQuery, Overdue, OverdueJob, Told};
 use super::query::{Dimension, LogQuery, Source, Totals, UsageQuery, UsageRow, sources};
 use super::row::{COLUMNS, Kind, LogRow, TOKEN_COLUMNS, Value, encode};
 use super::slot::{Slot, Turn};
-use super::{Applied, Config, JOBS_PER_DROP, OVERDUE_MAX, StoreError, parse_sum, parse_units};
+use super::{
+    Applied, BALANCES_PER_DROP, Config, JOBS_PER_DROP, OVERDUE_MAX, StoreError, parse_sum,
+    parse_units,
+};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
@@ -337,6 +340,14 @@ impl Postgres {
         let mut call = QueryBuilder::new("select taffrail.drop_jobs(");
         call.push_bind(before).push(", ");
         call.push_bind(JOBS_PER_DROP).push(")");
+        let dropped: i64 = self.call(call).await?;
+        Ok(u64::try_from(dropped).unwrap_or_default())
+    }
+
+    pub(super) async fn drop_balances(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        let mut call = QueryBuilder::new("select taffrail.drop_balances(");
+        call.push_bind(before).push(", ");
+        call.push_bind(BALANCES_PER_DROP).push(")");
         let dropped: i64 = self.call(call).await?;
         Ok(u64::try_from(dropped).unwrap_or_default())
     }

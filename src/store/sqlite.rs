@@ -36,8 +36,8 @@ use super::query::{
 };
 use super::row::{COLUMNS, Kind, LogRow, Rejection, TOKEN_COLUMNS, Value, attribution, encode};
 use super::{
-    Applied, Config, JOBS_PER_DROP, OVERDUE_MAX, ROWS_PER_STATEMENT, StoreError, parse_sum,
-    parse_units,
+    Applied, BALANCES_PER_DROP, Config, JOBS_PER_DROP, OVERDUE_MAX, ROWS_PER_STATEMENT, StoreError,
+    parse_sum, parse_units,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -239,6 +239,22 @@ impl Sqlite {
         }
         transaction.commit().await.map_err(classify)?;
         u64::try_from(sums.len()).map_err(|error| StoreError::Rejected(error.to_string()))
+    }
+
+    pub(super) async fn drop_balances(&self, before: NaiveDate) -> Result<u64, StoreError> {
+        let [end, _] = bounds(before);
+        let dropped = sqlx::query(
+            "delete from api_provider_balances where (provider, account, slot, part) in ( \
+                 select provider, account, slot, part from api_provider_balances \
+                 where read_at < ? limit ? \
+             )",
+        )
+        .bind(timestamp(end))
+        .bind(BALANCES_PER_DROP)
+        .execute(self.writer().await?)
+        .await
+        .map_err(classify)?;
+        Ok(dropped.rows_affected())
     }
 
     /// By the clock of this machine, which the database is on.

@@ -6,6 +6,8 @@
                                        is wrong with them, by Kubernetes' and the operator's schemas
     chart.py text CHART TEMPLATE       prints what a template renders to
     chart.py readme CHART              prints the README of the chart, made of values.yaml
+    chart.py conform SCHEMA            reads a JSON object of documents by name, and prints a JSON list of
+                                       where they are not as a JSON Schema wants them
 """
 
 import json
@@ -163,6 +165,20 @@ kubectl rollout restart deployment --namespace shop
 """
 
 
+def conform(schema, documents):
+    import jsonschema
+
+    validator = jsonschema.Draft7Validator(json.loads(pathlib.Path(schema).read_text()))
+    problems = []
+    for name, document in documents.items():
+        for error in validator.iter_errors(document):
+            # Of several forms the likeliest is the one that fits up to the deepest place.
+            while error.context:
+                error = max(error.context, key=lambda it: len(it.absolute_path))
+            problems.append(f"{name}: {error.json_path}: {error.message}")
+    return problems
+
+
 def main():
     match sys.argv[1:]:
         case ["render", chart, *files]:
@@ -173,6 +189,8 @@ def main():
             print(text(chart, template), end="")
         case ["readme", chart]:
             print(readme(chart), end="")
+        case ["conform", schema]:
+            print(json.dumps(conform(schema, json.load(sys.stdin))))
         case _:
             sys.exit(__doc__)
 

@@ -1,4 +1,5 @@
-//! What must hold of the wire formats and rewrites for any bytes, cut anywhere.
+//! What must hold of the wire formats and rewrites for any bytes, cut anywhere, and of whoever reads
+//! the answers of billing and price APIs.
 //!
 //! The property tests of the suite feed these functions with likely inputs, the fuzz targets
 //! with unlikely ones. Each compares with a plain reading of the whole, mostly by serde_json.
@@ -6,11 +7,18 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use taffrail::ask::{Answer, Ask, Fault};
+use taffrail::balance::{self, Next, Subject};
+use taffrail::bill::{self, Period, receipt};
+use taffrail::price::{PRICE_APIS, PriceList, import, price_api};
+use taffrail::provider::{self, End, JobStage, RequestHead, ResponseHead};
 use taffrail::proxy::job_urls::{JobUrlFilter, Place};
 use taffrail::proxy::rewrite::{Splicer, UsageEventFilter, inject_usage};
+use taffrail::qualifier::Qualifier;
 use taffrail::wire::http1::HeadReader;
 use taffrail::wire::inflate::{Decoding, Inflater, OUTPUT_BYTES_MAX};
 use taffrail::wire::json::{
@@ -337,7 +345,7 @@ type Event = (Vec<u8>, Vec<u8>);
 
 /// A response as its reader sees it.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Answer {
+pub(crate) struct Reply {
     pub(crate) version: Version,
     pub(crate) status: StatusCode,
     pub(crate) reason: Option<Vec<u8>>,
@@ -352,7 +360,7 @@ pub(crate) const HEAD_BYTES_MAX: usize = 8192;
 
 /// What a connection brings after a request with that method, until it closes. No body is longer
 /// than what came.
-pub(crate) fn http1(method: &Method, bytes: &[u8], seed: u64) -> Option<Answer> {
+pub(crate) fn http1(method: &Method, bytes: &[u8], seed: u64) -> Option<Reply> {
     agreed(bytes, seed, |pieces| {
         let mut reader = HeadReader::new(method.clone(), HEAD_BYTES_MAX);
         let (mut head, mut body, mut is_sound) = (None, Vec::new(), true);
@@ -375,7 +383,7 @@ pub(crate) fn http1(method: &Method, bytes: &[u8], seed: u64) -> Option<Answer> 
         let mut head = head?;
         let is_sound = is_sound && head.body.close().is_ok();
         let trailers = is_sound.then(|| head.body.take_trailers().unwrap_or_default());
-        Some(Answer {
+        Some(Reply {
             version: head.version,
             status: head.status,
             reason: head.reason.map(|reason| reason.to_vec()),
@@ -751,4 +759,208 @@ pub(crate) fn job_urls(bytes: &[u8], seed: u64) -> u32 {
     }
     assert_eq!(meant, means);
     replaced
+}
+
+// Answers of billing and price APIs.
+
+/// An answer with these bytes, of a status that the seed chooses.
+fn answer(bytes: &[u8], seed: u64) -> Answer {
+    let status = [200, 200, 200, 404, 403, 429][usize::try_from(seed % 6).unwrap()];
+    Answer {
+        status: http::StatusCode::from_u16(status).unwrap(),
+        headers: http::HeaderMap::new(),
+        body: bytes::Bytes::copy_from_slice(bytes),
+    }
+}
+
+/// A text of an error is one line, and no longer than what is kept.
+fn is_a_line(fault: &Fault) {
+    let own = fault.clone().without(None);
+    assert!(!own.detail.contains(['\n', '\r', '\0']), "{}", own.detail);
+}
+
+/// Whatever comes next goes where the first call went: no answer leads a key elsewhere.
+fn stays(first: &Ask, next: Option<&Ask>) {
+    if let Some(next) = next {
+        assert_eq!((next.host, &next.key), (first.host, &first.key));
+    }
+}
+
+/// Whoever reads balances.
+pub(crate) fn balances(bytes: &[u8], seed: u64) {
+    let answer = answer(bytes, seed);
+    for vendor in balance::VENDORS {
+        let api = balance::api(vendor).unwrap();
+        let subject = Subject {
+            billing_id: Some("team"),
+            currency: "USD",
+        };
+        let first = api.first(&subject).unwrap();
+        let told = api.read(&subject, &first, &answer);
+        assert_eq!(told, api.read(&subject, &first, &answer), "{vendor}");
+        match told {
+            Ok(Next::Balances(balances)) => {
+                assert!(balances.iter().all(|it| !it.currency.is_empty()))
+            }
+            // fal and OpenRouter have a second place to ask at, which is theirs.
+            Ok(Next::Ask(next)) => {
+                let host = next.host.trim_start_matches("https://");
+                let mut domains = api.domains().iter();
+                let is_theirs =
+                    domains.any(|it| host == it.name || host.ends_with(&format!(".{}", it.name)));
+                assert!(is_theirs, "{vendor}: {host}");
+            }
+            Err(fault) => is_a_line(&fault),
+        }
+    }
+    let _kept = balance::scrubbed(bytes, None);
+}
+
+/// Whoever reads bills and receipts.
+pub(crate) fn bills(bytes: &[u8], seed: u64) {
+    let answer = answer(bytes, seed);
+    let day = |text: &str| text.parse().unwrap();
+    let period = Period {
+        from: day("2026-11-20"),
+        to: day("2026-11-23"),
+    };
+    for vendor in bill::VENDORS {
+        let api = bill::api(vendor).unwrap();
+        let first = api.first(period, None);
+        match api.read(period, &first, &answer) {
+            Ok(page) => {
+                assert!(page.days.keys().all(|day| period.has(*day)), "{vendor}");
+                stays(&first, page.next.as_ref());
+            }
+            Err(fault) => is_a_line(&fault),
+        }
+    }
+    for vendor in receipt::VENDORS {
+        let api = receipt::api(vendor).unwrap();
+        let ids = ["gen-1"];
+        let first = api.first(&ids, "2026-11-20T00:00:00Z".parse().unwrap());
+        match api.read(&ids, &first, &answer) {
+            Ok(page) => {
+                stays(&first, page.next.as_ref());
+                let mut receipts = receipt::Receipts::default();
+                page.lines.into_iter().for_each(|line| receipts.add(line));
+                if let receipt::Receipt::Clear(cost) = receipts.of("gen-1") {
+                    assert!(cost.total >= taffrail::money::Usd::ZERO);
+                }
+            }
+            Err(fault) => is_a_line(&fault),
+        }
+    }
+}
+
+/// Whoever reads price lists.
+pub(crate) fn prices(bytes: &[u8], _: u64) {
+    for facts in PRICE_APIS {
+        let models = ["a/b".to_owned()];
+        let mut api = price_api(facts.provider, &PriceList::default(), &models).unwrap();
+        let first = api.ask().unwrap();
+        if api.take(bytes).is_ok() {
+            stays(&first, api.ask().as_ref());
+        }
+        let _refused = api.is_refused();
+        let _read = api.finish().is_ok();
+    }
+    let _imported = import(&String::from_utf8_lossy(bytes)).is_ok();
+}
+
+// The meters of jobs.
+
+/// A call of each kind to the vendors of jobs: whose route it is, its method and path.
+const JOB_CALLS: [(&str, Method, &str); 12] = [
+    ("replicate", Method::POST, "/v1/predictions"),
+    ("replicate", Method::GET, "/v1/predictions/p1"),
+    ("replicate", Method::POST, "/v1/predictions/p1/cancel"),
+    (
+        "replicate",
+        Method::POST,
+        "/v1/deployments/acme/app/predictions",
+    ),
+    ("replicate", Method::GET, "/v1/trainings/t1"),
+    ("replicate-stream", Method::GET, "/v1/files/f1"),
+    ("fal", Method::POST, "/fal-ai/flux/dev"),
+    ("fal", Method::POST, "/fal-ai/flux/dev/stream"),
+    ("fal-queue", Method::POST, "/fal-ai/flux/dev"),
+    ("fal-queue", Method::GET, "/fal-ai/flux/requests/r1/status"),
+    (
+        "fal-queue",
+        Method::GET,
+        "/fal-ai/flux/requests/r1/status/stream",
+    ),
+    ("fal-queue", Method::GET, "/fal-ai/flux/requests/r1"),
+];
+
+/// What the header of fal's billing units may say.
+const UNITS: [&str; 8] = ["", "1", "0", "3.008", "-2", "1e999", "NaN", "one"];
+
+const STATUSES: [u16; 7] = [200, 201, 202, 400, 403, 422, 502];
+
+/// A report of these bytes as the answer to a call, and what a reader makes of them as its request,
+/// depend on neither how they are cut nor how often they are read; no quantity is below zero, no
+/// text is endless, and what costs nothing by itself reports nothing but a job. The seed chooses
+/// the call. Returns how far the job is that the answer tells of.
+pub(crate) fn job_meters(bytes: &[u8], seed: u64) -> Option<JobStage> {
+    let choose = |count: usize, shift: u32| {
+        let chance = usize::try_from(seed.rotate_right(shift) & 0xffff).unwrap();
+        chance % count
+    };
+    let (route, method, path) = &JOB_CALLS[choose(JOB_CALLS.len(), 0)];
+    let provider = provider::builtin(route).unwrap();
+    let mut asked = HeaderMap::new();
+    if path.contains("stream") || path.contains("/files/") {
+        asked.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+    }
+    let head = RequestHead {
+        method,
+        path,
+        query: None,
+        headers: &asked,
+    };
+    let call = provider.recognise(head);
+    let request = agreed(bytes, seed, |pieces| {
+        let mut reader = provider.read_request(&call, head);
+        pieces.iter().for_each(|piece| reader.push(piece));
+        reader.end();
+        reader.facts().clone()
+    });
+    let types = ["application/json", "text/event-stream", "text/html"];
+    let content_type = HeaderValue::from_static(types[choose(types.len(), 16)]);
+    let mut headers: HeaderMap = [(CONTENT_TYPE, content_type)].into_iter().collect();
+    let units = UNITS[choose(UNITS.len(), 32)];
+    if !units.is_empty() {
+        headers.insert("x-fal-billable-units", HeaderValue::from_static(units));
+    }
+    let status = StatusCode::from_u16(STATUSES[choose(STATUSES.len(), 48)]).unwrap();
+    let ends = [End::Complete, End::Truncated, End::Cancelled, End::TimedOut];
+    let report = agreed(bytes, seed, |pieces| {
+        let head = ResponseHead {
+            status,
+            headers: &headers,
+        };
+        let mut meter = provider.meter(&call, head);
+        let mut milestones = 0;
+        for piece in pieces {
+            milestones += u32::from(meter.push(piece).is_some());
+        }
+        assert!(milestones <= 1, "{call:?}");
+        meter.finish(ends[choose(ends.len(), 24)], &request)
+    });
+    for (unit, quantity) in report.parts.iter().flat_map(|part| part.usage.iter()) {
+        assert!(!quantity.is_sign_negative(), "{unit} {quantity}");
+    }
+    for qualifiers in [&report.qualifiers, &request.qualifiers] {
+        for qualifier in Qualifier::ALL {
+            assert!(qualifiers.get(qualifier).is_none_or(|it| it.len() <= 40));
+        }
+    }
+    if call.operation.is_control() && call.job.is_none() {
+        assert_eq!((report.parts.len(), &report.job), (0, &None), "{call:?}");
+    }
+    let job = report.job?;
+    assert!(!job.id.is_empty() && job.id.len() <= provider::NAME_BYTES_MAX);
+    Some(job.stage)
 }

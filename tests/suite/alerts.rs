@@ -6,14 +6,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use promql_parser::label::MatchOp;
-use promql_parser::parser::{self, Expr, VectorSelector};
-use promql_parser::util::{ExprVisitor, walk_expr};
 use serde_norway::Value;
-use taffrail::metrics::catalogue::{self, Kind};
 
-/// Labels that Prometheus sets on every target.
-const OF_TARGETS: &[&str] = &["job", "instance", "namespace"];
+use crate::support::promql::{review, rules};
 
 const HEADINGS: [&str; 6] = [
     "## Meaning",
@@ -34,109 +29,96 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(alerts(path)).unwrap()
 }
 
-/// The rules of a file.
-fn rules(path: &str) -> Vec<Value> {
-    let file: Value = serde_norway::from_str(&read(path)).unwrap();
-    let groups = file["groups"].as_sequence().unwrap();
-    let rules = groups
-        .iter()
-        .map(|group| group["rules"].as_sequence().unwrap());
-    rules.flatten().cloned().collect()
-}
-
 fn text<'a>(rule: &'a Value, key: &str) -> &'a str {
     rule[key]
         .as_str()
         .unwrap_or_else(|| panic!("{key} of {rule:?}"))
 }
 
-/// The labels of a metric of ours; `None` if there is none of that name.
-fn labels_of(sample: &str) -> Option<(Kind, Vec<&'static str>)> {
-    let own = catalogue::ALL.iter().find(|family| match family.kind {
-        Kind::Histogram => ["_bucket", "_sum", "_count"]
-            .iter()
-            .any(|suffix| sample.strip_suffix(suffix) == Some(family.name)),
-        Kind::Counter | Kind::Gauge => family.name == sample,
-    });
-    if let Some(family) = own {
-        let mut labels = family.labels.to_vec();
-        labels.extend(family.attribution.then_some("team"));
-        labels.extend(sample.ends_with("_bucket").then_some("le"));
-        return Some((family.kind, labels));
-    }
-    None
-}
-
-/// What is wrong with the metrics that an expression names.
-#[derive(Default)]
-struct Review {
-    recorded: BTreeSet<String>,
-    faults: Vec<String>,
-}
-
-impl Review {
-    fn selector(&mut self, selector: &VectorSelector, is_range: bool) {
-        let name = selector.name.as_deref().unwrap_or_default();
-        if self.recorded.contains(name) || name == "up" || name.contains("_budget_usd:") {
-            return;
+#[test]
+fn every_expression_names_metrics_labels_and_values_that_exist() {
+    for file in ["rules.yaml", "alerts.yaml"] {
+        for rule in rules(file) {
+            let expr = text(&rule, "expr");
+            assert_eq!(review(expr).faults, Vec::<String>::new(), "{expr}");
         }
-        let Some((kind, labels)) = labels_of(name) else {
-            return self.faults.push(format!("no metric is named {name}"));
-        };
-        let is_exact = name == "taffrail_records_total";
-        if kind != Kind::Gauge && !is_range && !is_exact {
-            self.faults
-                .push(format!("{name} stands outside rate() and increase()"));
-        }
-        for matcher in &selector.matchers.matchers {
-            let label = matcher.name.as_str();
-            if !labels.contains(&label) && !OF_TARGETS.contains(&label) {
-                self.faults.push(format!("{name} has no label {label}"));
-            }
-            // A value that is written out must occur in the reference, which a test holds to the code.
-            let values = matcher.value.split('|');
-            let is_literal = matches!(
-                matcher.op,
-                MatchOp::Equal | MatchOp::NotEqual | MatchOp::Re(_)
-            );
-            for value in values.filter(|_| is_literal && labels.contains(&label)) {
-                let known = include_str!("../../docs/metrics.md").contains(&format!("`{value}`"));
-                let is_task = label == "task";
-                if !known && !is_task {
-                    self.faults
-                        .push(format!("{label}={value:?} of {name} is no value"));
-                }
-            }
-        }
-    }
-}
-
-impl ExprVisitor for Review {
-    type Error = String;
-
-    fn pre_visit(&mut self, expr: &Expr) -> Result<bool, String> {
-        match expr {
-            Expr::MatrixSelector(matrix) => self.selector(&matrix.vs, true),
-            Expr::VectorSelector(selector) => self.selector(selector, false),
-            _ => {}
-        }
-        Ok(true)
     }
 }
 
 #[test]
-fn every_expression_names_metrics_labels_and_values_that_exist() {
-    let recording = rules("rules.yaml");
-    let recorded = recording.iter().map(|rule| text(rule, "record").to_owned());
-    let mut review = Review {
-        recorded: recorded.collect(),
-        ..Review::default()
-    };
-    for rule in recording.iter().chain(&rules("alerts.yaml")) {
-        let expr = parser::parse(text(rule, "expr")).unwrap();
-        walk_expr(&mut review, &expr).unwrap();
+fn a_recorded_metric_is_named_after_its_labels() {
+    for rule in rules("rules.yaml") {
+        let name = text(&rule, "record");
+        let labels: Vec<String> = review(text(&rule, "expr")).labels.into_iter().collect();
+        let level = if labels.is_empty() {
+            "taffrail".to_owned()
+        } else {
+            labels.join("_")
+        };
+        assert_eq!(name.split(':').next(), Some(level.as_str()), "{name}");
     }
-    assert_eq!(review.faults, Vec::<String>::new());
+}
+
+#[test]
+fn what_is_wrong_with_an_expression_is_found() {
+    for (expr, fault) in [
+        ("sum(", "does not parse"),
+        ("taffrail_balances", "no metric is named taffrail_balances"),
+        (
+            "taffrail_balance{color=\"red\"}",
+            "taffrail_balance has no label color",
+        ),
+        (
+            "sum by (color) (taffrail_balance)",
+            "nothing there has a label color",
+        ),
+        (
+            "taffrail_balance{kind=\"cash\"}",
+            "kind=\"cash\" of taffrail_balance is no value",
+        ),
+        (
+            "rate(taffrail_requests_total{outcome=~\"ok|slow\"}[5m])",
+            "outcome=\"slow\" of taffrail_requests_total is no value",
+        ),
+        (
+            "taffrail_schedule_last_success_timestamp_seconds{task=\"sleep\"}",
+            "task=\"sleep\" of",
+        ),
+        (
+            "ALERTS{alertname=\"TaffrailBored\"}",
+            "no alert is named TaffrailBored",
+        ),
+        (
+            "taffrail_requests_total",
+            "taffrail_requests_total stands outside rate()",
+        ),
+        (
+            "max_over_time(taffrail_requests_total[5m])",
+            "stands outside rate()",
+        ),
+        (
+            "rate(taffrail_balance[5m])",
+            "rate() of taffrail_balance, which is a gauge",
+        ),
+        (
+            "histogram_quantile(0.9, sum(rate(taffrail_request_duration_seconds_bucket[5m])))",
+            "histogram_quantile() of something without le",
+        ),
+        (
+            "sum by (provider) (taffrail_balance) / sum by (account) (taffrail_balance)",
+            "never match",
+        ),
+        (
+            "taffrail_balance > on (color) taffrail_balance",
+            "nothing there has a label color",
+        ),
+    ] {
+        let faults = review(expr).faults;
+        assert!(
+            faults.iter().any(|it| it.contains(fault)),
+            "{expr}: {faults:?}"
+        );
+    }
 }
 
 #[test]
@@ -157,6 +139,18 @@ fn every_alert_has_its_words_its_runbook_and_its_tests() {
         assert!(!summary.contains("{{"), "{name}: a summary has no labels");
         let description = text(annotations, "description");
         assert!(description.contains("$value"), "{name}: no value");
+        let labels = review(text(&alert, "expr")).labels;
+        for annotation in [description, text(annotations, "dashboard_url")] {
+            let named = annotation.split("$labels.").skip(1);
+            for rest in named {
+                let end = rest.find(|it: char| !it.is_ascii_alphanumeric() && it != '_');
+                let label = &rest[..end.unwrap_or(rest.len())];
+                assert!(
+                    labels.contains(label),
+                    "{name}: no label {label} in {labels:?}"
+                );
+            }
+        }
         let runbook = format!("https://runbooks.example/{name}.md");
         assert_eq!(text(annotations, "runbook_url"), runbook);
         let dashboard = text(annotations, "dashboard_url");

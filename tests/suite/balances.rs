@@ -88,6 +88,7 @@ impl Reader {
             timeout: Duration::from_secs(30),
             holder: clock::new_id().to_string(),
             pepper: String::new(),
+            rows_kept: Duration::from_hours(24 * 90),
         });
         Reader { balances, metrics }
     }
@@ -335,6 +336,27 @@ fn ten_accounts(asked: &Asked) -> Reply {
         "/dream-machine/v1/credits" => reply(429, r#"{"detail":"slow down"}"#),
         "/v1/organization" => reply(200, "{").finish(Finish::Silent),
         "/api/v0/users/current/" => reply(200, "<html>maintenance</html>"),
+        "/api/v1/activity" if is("canary-or-prod") => reply(200, r#"{"data":[]}"#),
+        "/api/v1/activity" => reply(
+            403,
+            r#"{"error":{"message":"Only management keys can perform this operation","code":403}}"#,
+        ),
+        "/api/v1/generation?id=gen-0" if is("canary-or-prod") => reply(
+            404,
+            r#"{"error":{"message":"Generation gen-0 not found","code":404}}"#,
+        ),
+        "/api/v1/generation?id=gen-0" => reply(
+            401,
+            &format!(r#"{{"error":{{"message":"{key} is no key","code":401}}}}"#),
+        ),
+        target if target.starts_with("/v1/models/usage?") => reply(
+            200,
+            r#"{"time_series":[],"next_cursor":null,"has_more":false}"#,
+        ),
+        target if target.starts_with("/v1/models/billing-events?") => reply(
+            403,
+            r#"{"error":{"type":"authorization_error","message":"an ordinary key"}}"#,
+        ),
         target => reply(500, &format!("{target}?")),
     }
 }
@@ -600,6 +622,40 @@ async fn check_says_what_is_wrong_with_an_account_and_how_to_mend_it() {
         ),
         ("balance replicate/main", &["skip", "declare top_ups"]),
         ("balance anthropic/main", &["ok", "ledger"]),
+        ("bill openrouter/prod", &["ok", "activity answers"]),
+        (
+            "bill openrouter/staging",
+            &[
+                "skip",
+                "HTTP 403",
+                "wanted is a management key",
+                "from the balance",
+            ],
+        ),
+        ("bill fal/main", &["ok", "usage answers"]),
+        (
+            "bill anthropic/main",
+            &["skip", "there is no key", "an admin key"],
+        ),
+        ("receipt openrouter/prod", &["ok", "generation answers"]),
+        (
+            "receipt openrouter/staging",
+            &[
+                "FAIL",
+                "HTTP 401",
+                "wanted is a key of the account",
+                "api_key_file",
+            ],
+        ),
+        (
+            "receipt fal/main",
+            &[
+                "FAIL",
+                "an ordinary key",
+                "wanted is a key of scope ADMIN",
+                "admin_key_file",
+            ],
+        ),
     ] {
         let line = line(name);
         assert!(words.iter().all(|word| line.contains(word)), "{line}");
@@ -744,11 +800,72 @@ async fn a_ledger_and_a_balance_in(writer: &Store, store: &Store) {
     assert_eq!(store.latest_balances().await.unwrap().len(), 4);
 }
 
+/// Accounts of one provider, whose traffic is told apart by its keys.
+async fn ledgers_of_several_accounts_in(writer: &Store, store: &Store) {
+    let now = clock::wall();
+    let by = |key: &str, dollars: &str| {
+        let mut records = costs("anthropic", &[dollars], now - TimeDelta::hours(1));
+        records[0].caller.key_fingerprint = Some(key.into());
+        records.remove(0)
+    };
+    let records = [
+        by("9f86d081884c7d65", "1.25"),
+        by("9f86d081884c7d65", "0.5"),
+        by("4bf92f3577b34da6", "3"),
+        by("0000000000000000", "7"),
+    ];
+    assert_eq!(writer.apply(&records).await.unwrap().stored, 4);
+    let ledger = |name: &str, keys: Option<&str>, days: i64| Account {
+        key_fingerprints: keys.map(str::to_owned),
+        top_ups: vec![TopUp {
+            at: now - TimeDelta::days(days),
+            amount: Decimal::from(20),
+        }],
+        ..account("anthropic", name)
+    };
+    let accounts = vec![
+        ledger("one", Some("9f86d081884c7d65"), 1),
+        ledger("other", Some("4bf92f3577b34da6 5555555555555555"), 1),
+        ledger("old", Some("4bf92f3577b34da6"), 91),
+        ledger("whose", None, 1),
+    ];
+    let reader = Reader::new(accounts, "http://127.0.0.1:9", store);
+    let readings = reader.sync().await;
+    let told: Vec<(&str, &str, Option<String>, &str)> = readings
+        .iter()
+        .map(|it| {
+            let amount = it.balances.first().and_then(|balance| balance.amount);
+            let amount = amount.map(|amount| amount.normalize().to_string());
+            let detail = it.detail.as_deref().unwrap_or_default();
+            (it.account.as_str(), it.result.as_str(), amount, detail)
+        })
+        .collect();
+    let expected = [
+        ("old", "unsupported", None, "kept for 90 days"),
+        ("one", "ok", Some("18.25"), ""),
+        ("other", "ok", Some("17"), ""),
+        (
+            "whose",
+            "unsupported",
+            None,
+            "name its keys in accounts[].key_fingerprints",
+        ),
+    ];
+    for ((account, result, amount, detail), (own, ended, left, word)) in told.iter().zip(expected) {
+        assert_eq!((*account, *result, amount.as_deref()), (own, ended, left));
+        assert!(detail.contains(word), "{detail}");
+    }
+}
+
 #[tokio::test]
 async fn ledgers_and_burn_rates_come_from_the_sums_of_sqlite() {
     let dir = tempfile::tempdir().unwrap();
     let store = sqlite(dir.path()).await;
     a_ledger_and_a_balance_in(&store, &store).await;
+    store.close().await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = sqlite(dir.path()).await;
+    ledgers_of_several_accounts_in(&store, &store).await;
     store.close().await;
 }
 
@@ -765,6 +882,14 @@ async fn ledgers_and_burn_rates_come_from_the_sums_of_postgres() {
     let owner = Store::open(&config(database.url())).await.unwrap();
     let url = exporter_login(&database).await;
     let exporter = Store::open(&config(url)).await.unwrap();
+    ledgers_of_several_accounts_in(&owner, &exporter).await;
+    owner
+        .drop_balances(clock::wall().date_naive() + TimeDelta::days(1))
+        .await
+        .unwrap();
+    database
+        .execute("delete from taffrail.api_usage_logs; delete from taffrail.api_usage_aggregates")
+        .await;
     a_ledger_and_a_balance_in(&owner, &exporter).await;
     exporter.close().await;
     owner.close().await;
@@ -907,6 +1032,106 @@ async fn a_fleet_reads_once_though_its_reader_sleeps_past_its_lease() {
     for server in servers {
         server.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_key_is_the_one_that_its_file_or_variable_has_now() {
+    let billing =
+        Vendor::start(|_| reply(200, r#"{"data":{"total_credits":100,"total_usage":40}}"#)).await;
+    let mut home = Home::with(&format!(
+        "[schedule]\nbalances = \"* * * * * *\"\njitter = \"1ms\"\n\
+         [providers.openrouter]\nbilling_url = \"{}\"\n\
+         [[accounts]]\nprovider = \"openrouter\"\nname = \"file\"\napi_key_file = \"key\"\n\
+         [[accounts]]\nprovider = \"openrouter\"\nname = \"env\"\napi_key_env = \"OPENROUTER_API_KEY\"\n",
+        billing.url()
+    ));
+    home.set("ROLE", "exporter");
+    home.set_variable("OPENROUTER_API_KEY", "canary-of-the-variable");
+    let file = home.path().join("key");
+    std::fs::write(&file, "canary-before\n").unwrap();
+    let server = home.start().await;
+    let asked_with = |key: &str| {
+        let key = format!("Bearer {key}");
+        let asked = billing.asked();
+        let with = asked
+            .iter()
+            .filter(|it| it.header("authorization") == Some(&key));
+        with.count()
+    };
+    eventually("both keys are used", async || {
+        asked_with("canary-before") > 0 && asked_with("canary-of-the-variable") > 0
+    })
+    .await;
+    std::fs::write(&file, "canary-after\n").unwrap();
+    eventually("the new key is used", async || {
+        asked_with("canary-after") > 0
+    })
+    .await;
+    // What was under way may still end; from then on the old key is not used.
+    let before = asked_with("canary-before");
+    let after = asked_with("canary-after");
+    eventually("it is used again", async || {
+        asked_with("canary-after") > after + 1
+    })
+    .await;
+    assert!(asked_with("canary-before") <= before + 1);
+    // A file that is gone is said, and the other account goes on.
+    std::fs::remove_file(&file).unwrap();
+    let auth = [("account", "file"), ("result", "auth")];
+    let scrape = server
+        .once("the file is missed", |scrape| {
+            scrape.sum("taffrail_balance_syncs_total", &auth) > 0
+        })
+        .await;
+    let shown = [("account", "file"), ("kind", "prepaid")];
+    assert_eq!(scrape.sum("taffrail_balance", &shown), 60);
+    let log = server.stop().await;
+    assert!(!log.contains("canary"), "{log}");
+}
+
+#[tokio::test]
+async fn what_traffic_shows_is_the_accounts_whose_key_it_carries() {
+    let vendor = Vendor::start(|asked| match asked.target.as_str() {
+        "/api/v1/credits" => reply(200, r#"{"data":{"total_credits":100,"total_usage":40}}"#),
+        _ => reply(
+            429,
+            r#"{"error":{"code":429,"message":"Rate limit exceeded"}}"#,
+        ),
+    })
+    .await;
+    let account = |name: &str| {
+        format!(
+            "[[accounts]]\nprovider = \"openrouter\"\nname = \"{name}\"\napi_key = \"sk-{name}\"\n"
+        )
+    };
+    let home = Home::with(&format!(
+        "[schedule]\nbalances = \"{YEARLY}\"\n[providers.openrouter]\nupstream = \"{}\"\n{}{}",
+        vendor.url(),
+        account("busy"),
+        account("idle")
+    ));
+    let server = home.start().await;
+    let body = r#"{"model":"a/b","messages":[]}"#;
+    let request = format!(
+        "POST /openrouter/api/v1/chat/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer sk-busy\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let state = |scrape: &Scrape, account, state| {
+        let labels = [("account", account), ("state", state)];
+        scrape.sum("taffrail_account_state", &labels)
+    };
+    let post =
+        b"POST /-/sync HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let answer = crate::support::http::ask(server.proxy, request.as_bytes()).await;
+    assert_eq!(answer.status, 429);
+    server.stored(1).await;
+    let answer = crate::support::http::ask(server.admin, post).await;
+    assert_eq!(answer.status, 200);
+    let scrape = server.scrape().await;
+    assert_eq!(state(&scrape, "busy", "throttled"), 1, "{}", scrape.0);
+    assert_eq!(state(&scrape, "idle", "ok"), 1, "{}", scrape.0);
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::support::sidecar::{Setup, Sidecar, route};
 use crate::support::vendor::{Finish, Reply, Vendor};
 
 /// The request of a fixture, as it goes to the proxy, and the answer to it.
-fn exchange(folder: &str, case: &str) -> (Vec<u8>, Reply) {
+pub(crate) fn exchange(folder: &str, case: &str) -> (Vec<u8>, Reply) {
     let fixture = fixtures(folder)
         .into_iter()
         .find(|fixture| fixture.name() == case)

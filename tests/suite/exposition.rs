@@ -241,6 +241,7 @@ fn touched() -> Metrics {
         state: Some(AccountState::Ok),
     };
     metrics.account_view("fal", "prod", &AccountView::default(), &view);
+    metrics.retention();
     metrics.bills("fal", "prod");
     metrics.bill_read("fal", "prod", SyncResult::Ok);
     metrics.receipts("fal", "prod");

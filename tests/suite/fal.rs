@@ -1,14 +1,18 @@
 //! fal has several hosts, a client that tells a proxy in a header where a request goes, and jobs
 //! whose end is told in two places.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use serde_json::Value;
+use taffrail::clock;
 use taffrail::fault::Outcome;
 use taffrail::provider;
-use taffrail::record::Operation;
+use taffrail::record::{Operation, UnpricedReason, UsageRecord};
 use taffrail::usage::{Unit, Usage};
 
+use crate::chat_jobs::exchange;
 use crate::support::books::samples;
 use crate::support::http::{Seen, ask};
 use crate::support::sidecar::{Setup, Sidecar, route};
@@ -269,4 +273,46 @@ async fn a_job_makes_one_row_of_its_submit_its_status_and_its_result() {
     assert_eq!(record.usage, expected);
     let cost = record.cost_usd.map(|cost| cost.to_string());
     assert_eq!(cost.as_deref(), Some("0.006"));
+}
+
+/// What becomes of a job after those calls; none of them is answered with its result.
+async fn row_after(cases: &[&str]) -> UsageRecord {
+    let (requests, replies): (Vec<_>, Vec<_>) =
+        cases.iter().map(|case| exchange("fal-queue", case)).unzip();
+    let next = AtomicUsize::new(0);
+    let queue = Vendor::start(move |_| replies[next.fetch_add(1, Ordering::Relaxed)].clone()).await;
+    let provider = provider::builtin("fal-queue").unwrap();
+    let routes = vec![route("fal-queue", provider, &queue.url())];
+    let sidecar = Sidecar::start_setup(Setup::new(routes));
+    for request in requests {
+        ask(sidecar.address, &request).await;
+    }
+    // A job whose result nobody fetches is settled by what its status told.
+    sidecar.jobs.expire(clock::wall() + TimeDelta::hours(2));
+    sidecar.records(1).await.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_stopped_makes_one_row_and_so_does_one_whose_status_is_streamed() {
+    let stopped = row_after(&[
+        "submit",
+        "cancel",
+        "status-completed-cancelled",
+        "status-completed-cancelled",
+        "cancel-too-late",
+    ])
+    .await;
+    assert_eq!(stopped.job_id.as_deref(), Some(JOB));
+    assert_eq!(stopped.outcome, Outcome::ClientCancelled);
+    assert_eq!(stopped.model(), Some("fal-ai/flux/dev"));
+    assert_eq!(stopped.polls, Some(2));
+    assert_eq!(stopped.cost_usd, None);
+    assert_eq!(stopped.unpriced_reason, Some(UnpricedReason::UsageMissing));
+
+    let streamed = row_after(&["submit", "status-stream"]).await;
+    assert_eq!(streamed.job_id.as_deref(), Some(JOB));
+    assert_eq!(streamed.outcome, Outcome::Ok);
+    assert_eq!(streamed.run_us, Some(2_250_000));
+    assert_eq!(streamed.polls, Some(1));
+    assert_eq!(streamed.unpriced_reason, Some(UnpricedReason::UsageMissing));
 }

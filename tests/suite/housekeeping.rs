@@ -12,8 +12,10 @@ use taffrail::clock;
 use taffrail::exporter::housekeeping::{Retention, keep_house};
 use taffrail::journal::disk::LocalDisk;
 use taffrail::journal::{self, Journal};
+use taffrail::metrics::exposition::Format;
+use taffrail::metrics::{self, Metrics};
 use taffrail::record::UsageRecord;
-use taffrail::store::{Config, Dimension, LogQuery, Store, StoreError, UsageQuery};
+use taffrail::store::{BalanceReading, Config, Dimension, LogQuery, Store, StoreError, UsageQuery};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -403,9 +405,12 @@ async fn batches_across_midnight_make_the_days_that_are_missing() {
         });
     }
     let keeper = store.clone();
+    let metrics = Metrics::new(&metrics::Config::default(), &[], &[]);
     tasks.spawn(async move {
         for _ in 0..5 {
-            keep_house(&keeper, &Retention::default()).await.unwrap();
+            keep_house(&keeper, &Retention::default(), &metrics)
+                .await
+                .unwrap();
         }
     });
     tasks.join_all().await;
@@ -444,4 +449,68 @@ async fn a_store_that_answers_no_more_does_not_hold_up_the_end() {
         assert!(took < Duration::from_secs(10), "{role}: {took:?}");
         proxy.stall(false);
     }
+}
+
+/// Readings of an account, so many days ago.
+async fn readings_end_with_their_retention(store: &Store) {
+    for (account, days) in [("kept", 31), ("old", 32), ("old", 33), ("new", 0)] {
+        let at = days_ago(days, "00:00:00");
+        let reading = BalanceReading {
+            provider: "fal".to_owned(),
+            account: account.to_owned(),
+            slot: at,
+            read_at: at,
+            result: "timeout".to_owned(),
+            balances: Vec::new(),
+            detail: None,
+            raw: None,
+        };
+        assert!(store.record_balance(&reading).await.unwrap());
+    }
+    let metrics = Metrics::new(&metrics::Config::default(), &[], &[]);
+    let retention = Retention {
+        balances: Duration::from_hours(24 * 31),
+        ..Retention::default()
+    };
+    for _ in 0..2 {
+        keep_house(store, &retention, &metrics).await.unwrap();
+    }
+    let text = String::from_utf8(metrics.encode(Format::Text, clock::instant())).unwrap();
+    let line = r#"taffrail_retention_dropped_total{kind="balances"} 2"#;
+    assert!(text.contains(line), "{text}");
+    assert_eq!(
+        store
+            .drop_balances(days_ago(30, "00:00:00").date_naive())
+            .await
+            .unwrap(),
+        1
+    );
+    let latest = store.latest_balances().await.unwrap();
+    let left: Vec<&str> = latest.iter().map(|it| it.account.as_str()).collect();
+    assert_eq!(left, ["new"]);
+}
+
+#[tokio::test]
+async fn readings_of_balances_end_with_their_retention_in_sqlite() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&format!("sqlite://{}/taffrail.db", dir.path().display())).await;
+    readings_end_with_their_retention(&store).await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn readings_of_balances_end_with_their_retention_in_postgres() {
+    let Some(database) = fresh().await else {
+        return;
+    };
+    open(&database.url()).await.close().await;
+    let login = format!("keeper_{}", clock::new_id().simple());
+    let create = format!("create role {login} login in role taffrail_balance");
+    database.execute(&create).await;
+    let own = database
+        .url()
+        .replace("//postgres@", &format!("//{login}@"));
+    let store = open(&own).await;
+    readings_end_with_their_retention(&store).await;
+    store.close().await;
 }

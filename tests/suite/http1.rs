@@ -9,11 +9,11 @@ use proptest::prelude::*;
 use taffrail::wire::http1::FIELDS_MAX;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::wire::properties::{self, Answer, HEAD_BYTES_MAX};
+use crate::wire::properties::{self, HEAD_BYTES_MAX, Reply};
 use crate::wire::{config, damaged};
 
 /// What hyper reads.
-async fn hypers(method: &Method, bytes: &[u8]) -> Option<Answer> {
+async fn hypers(method: &Method, bytes: &[u8]) -> Option<Reply> {
     let (near, mut far) = tokio::io::duplex(1 << 20);
     let bytes = bytes.to_vec();
     let serving = async move {
@@ -53,7 +53,7 @@ async fn hypers(method: &Method, bytes: &[u8]) -> Option<Answer> {
                 }
             }
             let reason = head.extensions.get::<hyper::ext::ReasonPhrase>();
-            Some(Answer {
+            Some(Reply {
                 version: head.version,
                 status: head.status,
                 reason: reason.map(|reason| reason.as_bytes().to_vec()),

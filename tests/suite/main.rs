@@ -20,6 +20,7 @@ mod chat_jobs;
 mod check;
 mod clusters;
 mod config;
+mod dashboards;
 mod demo;
 mod drain;
 mod exposition;

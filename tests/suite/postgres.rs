@@ -509,6 +509,10 @@ async fn many_may_migrate_at_once_and_each_role_has_its_rights_alone() {
             [false, true, false],
         ),
         (
+            "select taffrail.drop_balances('2000-01-01', 1)",
+            [false, true, false],
+        ),
+        (
             "select taffrail.drop_jobs('2000-01-01', 1)",
             [false, true, false],
         ),

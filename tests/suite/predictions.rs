@@ -11,6 +11,7 @@ use taffrail::provider;
 use taffrail::record::{Fidelity, Operation, UsageRecord};
 use taffrail::usage::Unit;
 
+use crate::chat_jobs::exchange;
 use crate::golden::fixtures;
 use crate::support::binary::{Home, Server};
 use crate::support::http::{Seen, ask};
@@ -282,6 +283,46 @@ async fn a_job_is_charged_by_its_time_and_the_hardware_that_the_price_list_says(
     assert_eq!(listed["cost_source"], "catalog");
     // The rate is the catalogue's; which hardware it is, the file said.
     assert_eq!(listed["price_version"], PriceBook::embedded().version());
+    // A deployment has hardware of its own, whatever it serves.
+    let both = "[models.replicate]\n\
+        \"stability-ai/sdxl\" = \"gpu-l40s\"\n\"acme/my-app-image-generator\" = \"gpu-t4\"\n";
+    let deployed = priced_by(both, "get-deployment").await;
+    assert_eq!(deployed["cost_usd"], "0.0004725");
+}
+
+#[tokio::test]
+async fn a_training_that_nobody_asks_for_makes_a_row_at_a_price_of_its_own() {
+    let (create, created) = exchange("replicate", "training-create");
+    let (_, ended) = exchange("replicate", "training-get");
+    let vendor = Vendor::start(move |asked| match &*asked.method {
+        "POST" => created.clone(),
+        _ => ended.clone(),
+    })
+    .await;
+    let mut home = Home::with(&format!(
+        "[providers.replicate]\nupstream = \"{}\"\n",
+        vendor.url()
+    ));
+    let overlay = "[models.replicate.\"ostris/flux-dev-lora-trainer\"]\ncompute_second = 9\n\
+        when = [{ operation = \"training\", compute_second = 0.001525 }]\n";
+    std::fs::write(home.path().join("prices.toml"), overlay).unwrap();
+    home.set("PRICES__OVERLAY_FILE", "prices.toml");
+    home.set("JOBS__FOLLOWUP_AFTER", "1s");
+    let server = home.start().await;
+    assert_eq!(ask(server.proxy, &create).await.status, 201);
+    server.stored(1).await;
+    server.stop().await;
+    let rows = home.logs().await;
+    let [row] = rows.as_slice() else {
+        panic!("{rows:#?}")
+    };
+    assert_eq!(row["operation"], "training");
+    assert_eq!(row["outcome"], "ok");
+    assert_eq!(row["model_requested"], "ostris/flux-dev-lora-trainer");
+    assert_eq!(row["run_us"], 445_703_000);
+    assert_eq!(row["cost_usd"], "0.679697075");
+    let follow_up = &vendor.asked()[1].target;
+    assert_eq!(follow_up, "/v1/trainings/zz4ibbonubfz7carwiefibzgga");
 }
 
 #[tokio::test]

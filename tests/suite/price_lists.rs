@@ -339,6 +339,13 @@ async fn chat(server: &Server) {
     assert_eq!(ask(server.proxy, request.as_bytes()).await.status, 200);
 }
 
+fn refused(status: &str, body: &str) -> Reply {
+    Reply {
+        status: status.to_owned(),
+        ..Reply::json(body)
+    }
+}
+
 /// How many refreshes of OpenRouter's prices ended like this.
 async fn refreshes(server: &Server, result: &str) -> u64 {
     let labels = [
@@ -455,6 +462,72 @@ async fn prices_change_under_load_with_postgres() {
         return;
     };
     prices_change_under_load(Some(&database.url())).await;
+}
+
+#[tokio::test]
+async fn fals_prices_come_by_the_schedule_though_fal_limits_the_calls() {
+    let limits = AtomicU64::new(2);
+    let vendor = Vendor::start(move |asked| {
+        if asked.target.starts_with("/v1/models/pricing?") {
+            if asked.header("authorization") != Some("Key canary-fal") {
+                return refused("401 Unauthorized", r#"{"error":{"type":"authorization_error"}}"#);
+            }
+            let is_limited = limits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            });
+            if is_limited.is_ok() {
+                let body = r#"{"error":{"type":"rate_limited","message":"canary-fal: slow down"}}"#;
+                return refused("429 Too Many Requests", body).with("retry-after", "1");
+            }
+            let priced = r#"{"endpoint_id":"acme/sketch","unit_price":0.025,"unit":"images","currency":"USD"}"#;
+            let prices = match asked.target.contains("acme%2Fsketch") || asked.target.contains("acme/sketch") {
+                true => priced,
+                false => "",
+            };
+            return Reply::json(format!(
+                r#"{{"prices":[{prices}],"next_cursor":null,"has_more":false}}"#
+            ));
+        }
+        Reply::json(r#"{"images":[{"url":"https://v3.fal.media/a.jpg","width":8,"height":8}]}"#)
+            .with("x-fal-request-id", "764cabcf-b745-4b3e-ae38-1200304cf45b")
+            .with("x-fal-billable-units", "2")
+    })
+    .await;
+    let home = Home::with(&format!(
+        "[providers.fal]\nupstream = \"{}\"\n\
+         [[accounts]]\nprovider = \"fal\"\nname = \"main\"\napi_key = \"canary-fal\"\n\
+         [schedule]\nprices = \"* * * * * *\"\njitter = \"1ms\"\n\
+         [prices]\npoll_interval = \"200ms\"\n",
+        vendor.url()
+    ));
+    let server = home.start().await;
+    let request =
+        b"POST /fal/acme/sketch HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+        content-length: 2\r\nconnection: close\r\n\r\n{}";
+    // It is asked for once there was traffic of it.
+    assert_eq!(ask(server.proxy, request).await.status, 200);
+    server.stored(1).await;
+    let is_listed = async || {
+        assert_eq!(ask(server.proxy, request).await.status, 200);
+        let rows = home.logs().await;
+        costs(&rows)
+            .iter()
+            .any(|(cost, version)| cost == "0.05" && version.starts_with("fal-"))
+    };
+    eventually("fal's own price is in force", is_listed).await;
+    let scrape = server.scrape().await;
+    let of_fal = |result| {
+        let labels = [("provider", "fal"), ("result", result)];
+        scrape.sum("taffrail_price_refreshes_total", &labels)
+    };
+    // Two limits, and no refresh failed for them.
+    assert!(
+        of_fal("ok") >= 1 && of_fal("rate_limited") == 0,
+        "{}",
+        scrape.0
+    );
+    let log = server.stop().await;
+    assert!(!log.contains("canary-fal"), "{log}");
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use taffrail::provider::{
 use taffrail::record::{Fidelity, Operation};
 
 use crate::golden::{self, Fixture};
+use crate::wire::properties;
 
 fn all() -> Vec<Arc<dyn Provider>> {
     let mut all: Vec<_> = provider::BUILTIN
@@ -421,6 +422,88 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|text| text.as_bytes().to_vec()),
     ];
     proptest::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+}
+
+/// Pieces of what Replicate and fal answer, and are asked.
+const JOB_PIECES: [&str; 48] = [
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\n",
+    "\"",
+    "null",
+    "true",
+    "-1",
+    "0.5",
+    "1e999",
+    "3",
+    "\"id\":\"p1\"",
+    "\"id\":\"\"",
+    "\"status\":\"succeeded\"",
+    "\"status\":\"failed\"",
+    "\"status\":\"processing\"",
+    "\"status\":\"IN_QUEUE\"",
+    "\"status\":\"COMPLETED\"",
+    "\"model\":\"a/b\"",
+    "\"version\":\"a/b:c\"",
+    "\"deployment\":\"app\"",
+    "\"error\":",
+    "\"metrics\":{",
+    "\"predict_time\":",
+    "\"image_count\":",
+    "\"video_output_duration_seconds\":",
+    "\"resolution_target\":\"720p\"",
+    "\"with_audio\":",
+    "\"input\":{",
+    "\"duration\":\"8s\"",
+    "\"started_at\":\"2026-01-01T00:00:00Z\"",
+    "\"completed_at\":\"2026-01-01T00:00:09Z\"",
+    "\"output\":",
+    "\"request_id\":\"r1\"",
+    "\"images\":[",
+    "\"width\":1024",
+    "\"height\":768",
+    "\"video\":{",
+    "\"usage\":{",
+    "\"detail\":",
+    "\"error_type\":\"request_timeout\"",
+    "data: ",
+    "event: output\n",
+    "event: done\n",
+    "\n\n",
+];
+
+fn job_pieces() -> impl Strategy<Value = String> {
+    let pieces = proptest::collection::vec(proptest::sample::select(&JOB_PIECES[..]), 0..40);
+    // Half of them are documents, so that it is not the first brace alone that is met.
+    (pieces, any::<bool>()).prop_map(|(pieces, is_document)| match is_document {
+        true => format!("{{{}}}", pieces.join(",")),
+        false => pieces.concat(),
+    })
+}
+
+#[test]
+fn the_meters_of_jobs_are_shown_ends_too() {
+    let settled = br#"{"id":"p1","status":"succeeded","metrics":{"predict_time":0.5}}"#;
+    let stages: BTreeSet<_> = (0..2_000)
+        .filter_map(|seed| {
+            // Spread over all of its bits, which choose one thing each.
+            properties::job_meters(settled, u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15))
+        })
+        .collect();
+    assert!(stages.contains(&JobStage::Settled), "{stages:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_meters_of_jobs_make_sense_of_anything(body in job_pieces(), seed: u64) {
+        properties::job_meters(body.as_bytes(), seed);
+    }
 }
 
 proptest! {

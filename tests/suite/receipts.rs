@@ -14,7 +14,7 @@ use taffrail::fault::Outcome;
 use taffrail::money::Usd;
 use taffrail::provider;
 use taffrail::record::{CostSource, Operation, UnpricedReason, UsageRecord};
-use taffrail::store::{Config, LogQuery, Store};
+use taffrail::store::{Config, Dimension, LogQuery, Store, UsageQuery};
 use taffrail::usage::{Unit, Usage};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -80,7 +80,10 @@ fn openrouter(asked: &Asked, times: &mut BTreeMap<String, u32>) -> Reply {
                 // The first call of all is one too many.
                 "gen-cut" if *time == 1 => refused(
                     "429 Too Many Requests",
-                    r#"{"error":{"code":429,"message":"Rate limit exceeded"}}"#,
+                    // A careless vendor, here and below.
+                    &format!(
+                        r#"{{"error":{{"code":429,"message":"Rate limit exceeded for {OPENROUTER_KEY}"}}}}"#
+                    ),
                 ),
                 "gen-cut" if *time > 2 => generation(
                     id,
@@ -99,12 +102,14 @@ fn openrouter(asked: &Asked, times: &mut BTreeMap<String, u32>) -> Reply {
                     r#""total_cost":0.0021,"usage":0.0001,"is_byok":true,"upstream_inference_cost":0.002"#,
                 ),
                 "gen-other" => generation(
-                    "gen-another",
+                    &format!("gen-{OPENROUTER_KEY}"),
                     r#""total_cost":7,"usage":7,"is_byok":false,"upstream_inference_cost":0"#,
                 ),
                 _ => refused(
                     "404 Not Found",
-                    &format!(r#"{{"error":{{"message":"Generation {id} not found","code":404}}}}"#),
+                    &format!(
+                        r#"{{"error":{{"message":"Generation {id} not found for {OPENROUTER_KEY}","code":404}}}}"#
+                    ),
                 ),
             }
         }
@@ -439,6 +444,16 @@ async fn costs_are_asked_for(url: &str, exporter_url: &str, sums: impl AsyncFn()
     let kept = store.logs(&all_rows).await.unwrap();
     assert_eq!(sums().await, sums_of_rows(&kept));
 
+    let by_provider = UsageQuery {
+        since: clock::wall() - TimeDelta::days(4),
+        by: vec![Dimension::Provider],
+    };
+    for row in store.usage(&by_provider).await.unwrap() {
+        let upstream = row.totals.cost_upstream_usd.and_then(|sum| sum.rounded(6));
+        let expected = (row.group[0].as_deref() == Some("openrouter")).then(|| Decimal::new(2, 3));
+        assert_eq!(upstream, expected, "{row:?}");
+    }
+
     // Nobody is asked about what is known, nor more often than is allowed.
     let asked = asked_for(&vendor);
     let times = |id: &str| asked.get(id).copied().unwrap_or_default();
@@ -502,4 +517,159 @@ async fn costs_that_nobody_saw_are_asked_for_in_postgres() {
         )
         .await;
     assert_eq!(changes, [["7", "3", "0", "7"]]);
+}
+
+/// A store with rows of OpenRouter's that have no cost, each of a key.
+async fn store_of(url: &str, rows: &[(&str, &str)]) -> Store {
+    let store = open(url).await;
+    let mut records: Vec<UsageRecord> = rows
+        .iter()
+        .map(|(name, key)| {
+            let mut row = record(clock::wall(), 0);
+            row.provider = "openrouter".into();
+            row.cost_usd = None;
+            row.cost_source = None;
+            row.cost_upstream_usd = None;
+            row.price_version = None;
+            row.unpriced_reason = Some(UnpricedReason::Incomplete);
+            row.provider_request_id = Some((*name).to_owned());
+            row.caller.key_fingerprint = Some((*key).into());
+            row
+        })
+        .collect();
+    place(&mut records);
+    store.apply(&records).await.unwrap();
+    store
+}
+
+#[tokio::test]
+async fn each_account_asks_about_its_own_traffic_and_no_more_than_a_run_may() {
+    let vendor = Vendor::start(|asked| {
+        let Some(id) = asked.target.strip_prefix("/api/v1/generation?id=") else {
+            return refused(
+                "404 Not Found",
+                r#"{"error":{"message":"Not found","code":404}}"#,
+            );
+        };
+        generation(
+            id,
+            r#""total_cost":0.5,"usage":0.5,"is_byok":false,"upstream_inference_cost":0"#,
+        )
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/data/taffrail.db", dir.path().display());
+    let (one, other) = ("00000000000000aa", "00000000000000bb");
+    let rows = [
+        ("gen-a1", one),
+        ("gen-a2", one),
+        ("gen-a3", one),
+        ("gen-b1", other),
+        ("gen-nobodys", "00000000000000cc"),
+    ];
+    let store = store_of(&url, &rows).await;
+    let account = |name: &str, key: &str| {
+        format!(
+            "[[accounts]]\nprovider = \"openrouter\"\nname = \"{name}\"\napi_key = \"key-{name}\"\nkey_fingerprints = \"{key}\"\n"
+        )
+    };
+    let mut home = Home::with(&format!(
+        "[schedule]\nreceipts = \"* * * * * *\"\njitter = \"0s\"\n\
+         [receipts]\nafter = \"10ms\"\ncalls_per_run = 2\npause = \"1ms\"\n\
+         [providers.openrouter]\nbilling_url = \"{}\"\n{}{}",
+        vendor.url(),
+        account("a", one),
+        account("b", other)
+    ));
+    home.set("ROLE", "exporter");
+    home.set("STORE__URL", &url);
+    let server = home.start().await;
+    let settled = |account| [("account", account), ("result", "settled")];
+    let scrape = server
+        .once("all are settled", |scrape| {
+            scrape.sum("taffrail_receipts_total", &settled("a")) == 3
+                && scrape.sum("taffrail_receipts_total", &settled("b")) == 1
+        })
+        .await;
+    let deferred = [("result", "deferred")];
+    assert_eq!(
+        scrape.sum("taffrail_receipts_total", &deferred),
+        1,
+        "{}",
+        scrape.0
+    );
+    server.stop().await;
+    for asked in vendor.asked() {
+        if let Some(id) = asked.target.strip_prefix("/api/v1/generation?id=gen-") {
+            let key = asked.header("authorization").unwrap();
+            assert_eq!(key, format!("Bearer key-{}", &id[..1]), "{id}");
+        }
+    }
+    assert_eq!(asked_for(&vendor).len(), 4);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn receipts_without_end_and_a_wrong_key_change_nothing() {
+    let vendor = Vendor::start(|asked| {
+        let cursor = asked.target.split("&cursor=").nth(1).unwrap_or("0");
+        match asked.target.starts_with("/v1/models/billing-events?") {
+            // A part of the sum is no cost.
+            true => Reply::json(format!(
+                r#"{{"billing_events":[{{"request_id":"f-1","cost_total":0.01}}],"next_cursor":"{}","has_more":true}}"#,
+                cursor.parse::<u32>().unwrap() + 1
+            )),
+            false => refused("401 Unauthorized", r#"{"error":{"message":"No auth credentials found","code":401}}"#),
+        }
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/data/taffrail.db", dir.path().display());
+    let store = store_of(&url, &[("gen-1", "00000000000000aa")]).await;
+    let mut image = images().remove(0);
+    image.provider_request_id = Some("f-1".to_owned());
+    let mut images = [image];
+    place(&mut images);
+    store.apply(&images).await.unwrap();
+    let mut home = exporter(&vendor, &url);
+    home.set("SCHEDULE__RECEIPTS", "0 0 0 1 1 *");
+    let server = home.start().await;
+    let scrape = server
+        .once("both were asked", |scrape| {
+            let failed = [("task", "receipts"), ("result", "error")];
+            scrape.sum("taffrail_schedule_runs_total", &failed) == 1
+        })
+        .await;
+    for (provider, result) in [("openrouter", "auth"), ("fal", "error")] {
+        let labels = [("provider", provider), ("result", result)];
+        assert_eq!(
+            scrape.sum("taffrail_receipt_calls_total", &labels),
+            1,
+            "{}",
+            scrape.0
+        );
+    }
+    assert_eq!(scrape.total("taffrail_receipts_total").to_string(), "0");
+    let log = server.stop().await;
+    assert!(
+        log.contains("its pages have no end") && log.contains("wanted is a key of the account")
+    );
+    let asked = vendor.asked();
+    let pages = asked
+        .iter()
+        .filter(|it| it.target.starts_with("/v1/models/billing-events?"));
+    assert_eq!(pages.count(), 20);
+    home.set("LOG__LEVEL", "info");
+    let costs: Vec<Value> = home
+        .logs()
+        .await
+        .iter()
+        .map(|row| row["cost_usd"].clone())
+        .collect();
+    assert_eq!(costs.len(), 2);
+    assert!(
+        costs.contains(&Value::Null) && costs.contains(&"0.03".into()),
+        "{costs:?}"
+    );
+    store.close().await;
 }

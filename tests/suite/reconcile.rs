@@ -20,7 +20,7 @@ use crate::store::{id, record};
 use crate::support::binary::{Home, Scrape};
 use crate::support::http::ask;
 use crate::support::sidecar::Sidecar;
-use crate::support::vendor::{Asked, Reply, Vendor};
+use crate::support::vendor::{Asked, Finish, Reply, Vendor};
 
 /// What a chat costs.
 const COST: &str = "0.00123";
@@ -422,4 +422,66 @@ async fn a_bill_that_is_read_again_holds_and_a_failure_takes_no_bills_place() {
     let text = |bill: &str| Some(bill.to_owned());
     assert_eq!(bills, [None, text("1.5"), text("1.5"), text("1.75")]);
     store.close().await;
+}
+
+/// A table of an account of fal's, by its name, which is its key too.
+fn of_fal(name: &str) -> String {
+    format!("[[accounts]]\nprovider = \"fal\"\nname = \"{name}\"\napi_key = \"key-{name}\"\n")
+}
+
+#[tokio::test]
+async fn an_account_that_hangs_delays_no_other_and_a_bill_has_an_end() {
+    let vendor = Vendor::start(|asked| {
+        let key = asked.header("authorization").unwrap_or_default();
+        let empty = r#"{"time_series":[],"billing_events":[],"next_cursor":null,"has_more":false}"#;
+        match (asked.target.starts_with("/v1/models/usage?"), key) {
+            (true, "Key key-hangs") => Reply::json(empty).finish(Finish::Silent),
+            // Each page leads to another one.
+            (true, "Key key-endless") => {
+                let cursor = asked.target.split("&cursor=").nth(1).unwrap_or("0");
+                let next = cursor.parse::<u32>().unwrap() + 1;
+                Reply::json(format!(
+                    r#"{{"time_series":[],"next_cursor":"{next}","has_more":true}}"#
+                ))
+            }
+            _ => Reply::json(empty),
+        }
+    })
+    .await;
+    let names: Vec<String> = (0..10).map(|number| format!("other{number}")).collect();
+    let mut tables = format!(
+        "[schedule]\ncall_timeout = \"10m\"\ntimeout = \"10m\"\n\
+         [providers.fal]\nbilling_url = \"{}\"\n{}{}",
+        vendor.url(),
+        of_fal("hangs"),
+        of_fal("endless")
+    );
+    for name in &names {
+        tables += &of_fal(name);
+    }
+    let mut home = Home::with(&tables);
+    home.set("ROLE", "exporter");
+    let server = home.start().await;
+    let scrape = server
+        .once("all others are read and shown", |scrape| {
+            let ok = scrape.sum("taffrail_bill_reads_total", &[("result", "ok")]);
+            let error = [("account", "endless"), ("result", "error")];
+            let last = [("account", "other9"), ("window", "1d")];
+            let shown =
+                r#"taffrail_provider_spend_usd{provider="fal",account="other9",window="1d"} 0"#;
+            let is_shown =
+                scrape.0.contains(shown) && scrape.sum("taffrail_provider_spend_usd", &last) == 0;
+            ok == 10 && is_shown && scrape.sum("taffrail_bill_reads_total", &error) == 1
+        })
+        .await;
+    let hanging = [("account", "hangs")];
+    assert_eq!(scrape.sum("taffrail_bill_reads_total", &hanging), 0);
+    let endless = vendor.asked();
+    let pages = endless.iter().filter(|asked| {
+        let key = asked.header("authorization");
+        key == Some("Key key-endless") && asked.target.starts_with("/v1/models/usage?")
+    });
+    assert_eq!(pages.count(), 40);
+    let log = server.stop().await;
+    assert!(log.contains("the bill has no end"), "{log}");
 }

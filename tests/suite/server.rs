@@ -811,7 +811,8 @@ async fn no_key_is_in_anything_that_is_written() {
     home.set(
         "ACCOUNTS",
         format!(
-            "[{{provider=\"openrouter\", name=\"prod\", api_key=\"{}\"}}]",
+            "[{{provider=\"openrouter\", name=\"prod\", api_key=\"{}\", admin_key=\"{}\"}}]",
+            key(),
             key()
         ),
     );

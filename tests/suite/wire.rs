@@ -266,6 +266,92 @@ proptest! {
     }
 }
 
+/// JSON of the words that billing and price APIs use, in places where they do not belong.
+fn answers() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop::sample::select(vec![
+        "data",
+        "error",
+        "message",
+        "id",
+        "usage",
+        "total_cost",
+        "is_byok",
+        "credits",
+        "balance",
+        "currency",
+        "USD",
+        "cost",
+        "cost_total",
+        "billing_events",
+        "request_id",
+        "gen-1",
+        "next_cursor",
+        "has_more",
+        "time_series",
+        "bucket",
+        "results",
+        "amount",
+        "value",
+        "date",
+        "2026-11-21",
+        "2026-11-21T00:00:00Z",
+        "prices",
+        "endpoint_id",
+        "unit_price",
+        "pricing",
+        "prompt",
+        "total_credits",
+        "total_usage",
+        "limit_remaining",
+        "next_page",
+        "start_time",
+        "a/b",
+    ]);
+    let number = prop::sample::select(vec![
+        "0",
+        "-1",
+        "1e-7",
+        "79228162514264337593543950335",
+        "1e400",
+        "-0.0",
+        "0.1",
+        "1758000000",
+    ]);
+    let leaf = prop_oneof![
+        word.clone().prop_map(|word| format!("{word:?}")),
+        number.clone().prop_map(str::to_owned),
+        number.prop_map(|number| format!("{number:?}")),
+        prop::sample::select(vec!["null", "true", "false", "[]", "{}", "\"\\u0000\""])
+            .prop_map(str::to_owned),
+    ];
+    let nested = leaf.prop_recursive(5, 40, 5, move |inner| {
+        let member =
+            (word.clone(), inner.clone()).prop_map(|(name, value)| format!("{name:?}:{value}"));
+        prop_oneof![
+            prop::collection::vec(inner, 0..5).prop_map(|all| format!("[{}]", all.join(","))),
+            prop::collection::vec(member, 0..5).prop_map(|all| format!("{{{}}}", all.join(","))),
+        ]
+    });
+    nested.prop_map(String::into_bytes)
+}
+
+proptest! {
+    #![proptest_config(config(400))]
+
+    #[test]
+    fn no_answer_breaks_who_reads_balances_bills_or_prices(
+        body in prop_oneof![answers(), any::<Vec<u8>>()],
+        cut: prop::sample::Index,
+        seed: u64,
+    ) {
+        for body in [&body[..], &body[..cut.index(body.len() + 1)]] {
+            properties::balances(body, seed);
+            properties::bills(body, seed);
+            properties::prices(body, seed);
+        }
+    }
+}
+
 /// Inputs of the fuzz targets, among them what once failed there.
 #[test]
 fn the_seeds_of_the_fuzz_targets_hold() {
@@ -300,6 +386,12 @@ const SEEDED: &[(&str, Check)] = &[
         properties::request(bytes, seed);
         properties::response(bytes, seed);
         properties::job_urls(bytes, seed);
+    }),
+    ("balances", properties::balances),
+    ("bills", properties::bills),
+    ("prices", properties::prices),
+    ("jobs", |bytes, seed| {
+        properties::job_meters(bytes, seed);
     }),
 ];
 

@@ -62,6 +62,10 @@ impl ReceiptApi for Fal {
         job_id.or(request_id)
     }
 
+    fn nobodys_id(&self) -> &'static str {
+        "00000000-0000-0000-0000-000000000000"
+    }
+
     fn first(&self, ids: &[&str], since: DateTime<Utc>) -> Ask {
         let since = since.checked_sub_signed(MARGIN).unwrap_or(since);
         let since = since.to_rfc3339_opts(SecondsFormat::Secs, true);

@@ -34,6 +34,9 @@ pub trait ReceiptApi: Sync {
     /// The id that the vendor knows a request by, of those that its row has.
     fn id(&self, request_id: Option<String>, job_id: Option<String>) -> Option<String>;
 
+    /// An id that no request has, to ask about without asking for anything.
+    fn nobodys_id(&self) -> &'static str;
+
     /// What is asked first about requests, the first of which started at `since`.
     fn first(&self, ids: &[&str], since: DateTime<Utc>) -> Ask;
 

@@ -92,6 +92,10 @@ impl ReceiptApi for OpenRouter {
         request_id.filter(|id| id.starts_with(PREFIX))
     }
 
+    fn nobodys_id(&self) -> &'static str {
+        "gen-0"
+    }
+
     fn first(&self, ids: &[&str], _: DateTime<Utc>) -> Ask {
         let mut path = "/api/v1/generation?id=".to_owned();
         push_encoded(&mut path, ids.first().unwrap_or(&""));

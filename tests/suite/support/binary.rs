@@ -87,6 +87,11 @@ impl Home {
         self.env.insert(format!("TAFFRAIL_{key}"), value.into());
     }
 
+    /// Sets a variable that is none of Taffrail's own.
+    pub(crate) fn set_variable(&mut self, name: &str, value: impl Into<String>) {
+        self.env.insert(name.to_owned(), value.into());
+    }
+
     /// Runs the binary through another program.
     pub(crate) fn wrap(&mut self, wrapper: &[&str]) {
         self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();

@@ -74,6 +74,12 @@ impl Tools {
         self.script(&arguments, "")
     }
 
+    /// Where documents, by their names, are not as a JSON Schema wants them.
+    pub(crate) fn conform(&self, schema: &Path, documents: &Value) -> Vec<String> {
+        let arguments = ["conform".to_owned(), schema.display().to_string()];
+        serde_json::from_str(&self.script(&arguments, &documents.to_string())).unwrap()
+    }
+
     /// Applies a JSON Patch to a manifest as kubectl does.
     pub(crate) fn kubectl_patch(&self, manifest: &Value, patch: &Value) -> Value {
         let mut command = Command::new(self.bin.join("kubectl"));

@@ -14,6 +14,7 @@ pub(crate) mod kubernetes;
 pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod postgres;
+pub(crate) mod promql;
 pub(crate) mod providers;
 pub(crate) mod sidecar;
 pub(crate) mod stand;
