@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
 use crate::provider::{RequestFacts, RequestReader};
@@ -82,7 +82,7 @@ impl RequestTap {
     }
 }
 
-/// A request's body, as hyper's client polls it.
+/// A request's body.
 pub(super) enum RequestBody {
     /// Held whole; can be sent again.
     Whole(Option<Bytes>),
@@ -113,52 +113,9 @@ pub(super) struct Progress {
     pub(super) is_held: Cell<bool>,
 }
 
-impl RequestBody {
-    /// The bytes, if they can be sent again.
-    pub(super) fn replay(&self) -> Option<Bytes> {
-        match self {
-            RequestBody::Whole(bytes) => Some(bytes.clone().unwrap_or_default()),
-            RequestBody::Stream(_) => None,
-        }
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            RequestBody::Whole(bytes) => Poll::Ready(bytes.take().map(Frame::data).map(Ok)),
-            RequestBody::Stream(upload) => upload.poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            RequestBody::Whole(bytes) => bytes.is_none(),
-            RequestBody::Stream(upload) => upload.progress.is_done.get(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            RequestBody::Whole(bytes) => SizeHint::with_exact(
-                bytes
-                    .as_ref()
-                    .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
-            ),
-            // The announced length is the `content-length` header, which hyper honours.
-            RequestBody::Stream(_) => SizeHint::default(),
-        }
-    }
-}
-
 impl Upload {
-    fn poll_frame(
+    /// The next frame; none at the end.
+    pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {

@@ -4,7 +4,7 @@
 //! one write. The last bytes are held until the record is in the journal: a response that the
 //! client saw complete is never missing from the books, whatever happens to the process.
 
-use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,15 +12,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
 
-use crate::clock;
 use crate::metrics::Rewrite;
 use crate::provider::End;
+use crate::proxy::inbound::{Piece, UpstreamBody};
 use crate::proxy::job_urls::JobUrlFilter;
 use crate::proxy::rewrite::UsageEventFilter;
 use crate::proxy::settle::Settlement;
-use crate::proxy::upstream::{Piece, UpstreamBody};
 
 /// A frame is released at this size, even if more is at hand: it bounds the memory of a stream
 /// and the time of one poll.
@@ -36,7 +34,7 @@ const FLUSH_PASSES: u8 = 3;
 pub(super) enum RelayError {
     /// The provider broke it off.
     #[error("the response broke off: {0}")]
-    Broken(#[from] hyper::Error),
+    Broken(#[from] io::Error),
     /// The provider fell silent.
     #[error("the provider was silent for {0:?}")]
     Silent(Duration),
@@ -85,7 +83,6 @@ pub(super) struct Relay {
     failure: Option<RelayError>,
     flush_passes: u8,
     has_ended: bool,
-    silence: Silence,
     drain: Option<DrainLimits>,
 }
 
@@ -96,7 +93,6 @@ impl Relay {
         upstream: UpstreamBody,
         settlement: Settlement,
         filter: Option<Filter>,
-        idle_timeout: Duration,
         drain: Option<DrainLimits>,
     ) -> Relay {
         let mut relay = Relay {
@@ -108,7 +104,6 @@ impl Relay {
             failure: None,
             flush_passes: 0,
             has_ended: false,
-            silence: Silence::new(idle_timeout),
             drain,
         };
         if relay
@@ -206,7 +201,6 @@ impl Body for Relay {
             match upstream.poll_piece(cx) {
                 Poll::Ready(Piece::Data(bytes)) => {
                     let is_last = upstream.is_end_stream();
-                    this.silence.broken();
                     this.take(bytes);
                     if is_last {
                         this.end();
@@ -218,13 +212,13 @@ impl Body for Relay {
                 }
                 Poll::Ready(Piece::End) => this.end(),
                 Poll::Ready(Piece::Broken(error)) => this.fail(End::Truncated, error.into()),
+                Poll::Ready(Piece::Silent(limit)) => {
+                    this.fail(End::TimedOut, RelayError::Silent(limit));
+                }
                 Poll::Pending if !this.held.is_empty() => {
                     return Poll::Ready(Some(Ok(Frame::data(this.held.take()))));
                 }
-                Poll::Pending => match this.silence.poll(cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(limit) => this.fail(End::TimedOut, RelayError::Silent(limit)),
-                },
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -271,7 +265,7 @@ impl Drop for Relay {
                             settlement.finish_unread();
                             return Poll::Ready(());
                         }
-                        Piece::Broken(_) => return Poll::Ready(()),
+                        Piece::Broken(_) | Piece::Silent(_) => return Poll::Ready(()),
                     }
                 }
             });
@@ -318,41 +312,5 @@ impl Held {
 
     fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-/// Watches for a provider that falls silent in the middle of a response.
-struct Silence {
-    limit: Duration,
-    since: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Silence {
-    fn new(limit: Duration) -> Silence {
-        Silence {
-            limit,
-            since: clock::instant(),
-            timer: None,
-        }
-    }
-
-    /// Something came. The timer is left alone: it looks at `since` when it fires.
-    fn broken(&mut self) {
-        self.since = clock::instant();
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
-        let deadline = self.since + self.limit;
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        while timer.as_mut().poll(cx).is_ready() {
-            if clock::instant() >= deadline {
-                return Poll::Ready(self.limit);
-            }
-            timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
     }
 }

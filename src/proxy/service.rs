@@ -21,6 +21,7 @@ use crate::proxy::guard::guarded;
 use crate::proxy::headers::{head_bytes, is_websocket_upgrade, lists, strip_hop_by_hop};
 use crate::proxy::identity::{Identity, strip_own_fields};
 use crate::proxy::job_urls::{JobUrlFilter, Place};
+use crate::proxy::outbound::Outbound;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::relay::Filter;
 use crate::proxy::relay::{DrainLimits, Relay, RelayError};
@@ -29,7 +30,7 @@ use crate::proxy::route::{Route, Routes};
 use crate::proxy::settle::{Books, Opening, Settlement, Submit, is_event_stream};
 use crate::proxy::stream::Phase;
 use crate::proxy::tunnel::Tunnel;
-use crate::proxy::upstream::{Exchanged, Upstreams};
+use crate::proxy::upstream::{Exchanged, Switched, Upstreams};
 use crate::record::{Intent, Operation};
 use crate::wire::json::Selector;
 
@@ -273,10 +274,11 @@ impl Service {
         };
         let resumed = clock::instant();
         settlement.intend();
-        let mut outgoing = Request::new(body.body);
-        *outgoing.method_mut() = head.method;
-        *outgoing.uri_mut() = uri;
-        *outgoing.headers_mut() = head.headers;
+        if client_upgrade.is_some() {
+            name_websocket(&mut head.headers);
+        }
+        let outgoing = Outbound::new(head.method, &uri, &head.headers, body.body);
+        drop(head.headers);
         settlement.sent(before_body + resumed.elapsed());
 
         if let Some(client_upgrade) = client_upgrade {
@@ -284,10 +286,10 @@ impl Service {
                 .upgrade(&route, settlement, outgoing, client_upgrade)
                 .await;
         }
-        let progress = body.progress.clone();
+        let progress = body.progress;
         let exchanged = self
             .upstreams
-            .exchange(&route.name, &route.upstream, outgoing, body.progress)
+            .exchange(&route.name, &route.upstream, outgoing, progress.as_deref())
             .await;
         match exchanged {
             Ok(exchanged) => self.respond(&route, settlement, exchanged, &body.injection, job_urls),
@@ -435,7 +437,7 @@ impl Service {
             head.headers.remove(header::CONTENT_LENGTH);
         }
         strip_hop_by_hop(&mut head.headers);
-        let relay = Relay::new(body, settlement, filter, self.idle_timeout, self.drain);
+        let relay = Relay::new(body, settlement, filter, self.drain);
         Response::from_parts(head, ResponseBody::Relay(Box::new(relay)))
     }
 
@@ -445,34 +447,27 @@ impl Service {
         &self,
         route: &Arc<Route>,
         mut settlement: Settlement,
-        mut request: Request<RequestBody>,
+        request: Outbound,
         client: hyper::upgrade::OnUpgrade,
     ) -> Response<ResponseBody> {
-        let headers = request.headers_mut();
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        let exchanged = self
+        let switched = self
             .upstreams
             .exchange_upgrade(&route.name, &route.upstream, request)
             .await;
-        let (exchanged, provider) = match exchanged {
-            Ok(exchanged) => exchanged,
+        let (mut head, provider) = match switched {
+            Ok(Switched::Yes(head, provider)) => (head, provider),
+            Ok(Switched::No(exchanged)) => {
+                return self.respond(route, settlement, *exchanged, &Injection::None, None);
+            }
             Err(error) => return self.refuse(&mut settlement, Refusal::no_response(&error)),
         };
-        let Some(provider) = provider else {
-            return self.respond(route, settlement, exchanged, &Injection::None, None);
-        };
-        let mut head = exchanged.head;
         settlement.head(head.status, &head.headers);
         strip_hop_by_hop(&mut head.headers);
-        head.headers
-            .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        head.headers
-            .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        name_websocket(&mut head.headers);
         let silence_max = self.idle_timeout;
         tokio::task::spawn_local(async move {
             let tunnel = Tunnel::new(settlement);
-            if let (Ok(client), Ok(provider)) = (client.await, provider.await) {
+            if let Ok(client) = client.await {
                 tunnel.relay(client, provider, silence_max).await;
             }
         });
@@ -541,6 +536,12 @@ fn is_json(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| lists(value, "application/json"))
+}
+
+/// The two fields that turn a connection into a websocket's.
+fn name_websocket(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
 }
 
 /// What is to be changed in a response must not be compressed.

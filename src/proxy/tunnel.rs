@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 
 use crate::provider::End;
 use crate::proxy::settle::Settlement;
+use crate::proxy::upstream::UpgradedStream;
 
 /// A tunnel, which is settled when it ends and also when it is cut off.
 pub(super) struct Tunnel {
@@ -42,10 +43,10 @@ impl Tunnel {
     pub(super) async fn relay(
         mut self,
         client: Upgraded,
-        provider: Upgraded,
+        provider: UpgradedStream,
         silence_max: Duration,
     ) {
-        let mut client_side = Side::new(client, &self.client);
+        let mut client_side = Side::new(TokioIo::new(client), &self.client);
         let mut provider_side = Side::new(provider, &self.provider);
         let copying = copy_bidirectional(&mut client_side, &mut provider_side);
         let end = tokio::select! {
@@ -86,15 +87,15 @@ impl Drop for Tunnel {
 }
 
 /// One side's stream, watched.
-struct Side {
-    stream: TokioIo<Upgraded>,
+struct Side<S> {
+    stream: S,
     seen: Rc<Seen>,
 }
 
-impl Side {
-    fn new(stream: Upgraded, seen: &Rc<Seen>) -> Side {
+impl<S> Side<S> {
+    fn new(stream: S, seen: &Rc<Seen>) -> Side<S> {
         Side {
-            stream: TokioIo::new(stream),
+            stream,
             seen: seen.clone(),
         }
     }
@@ -107,7 +108,7 @@ impl Side {
     }
 }
 
-impl AsyncRead for Side {
+impl<S: AsyncRead + Unpin> AsyncRead for Side<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -122,7 +123,7 @@ impl AsyncRead for Side {
     }
 }
 
-impl AsyncWrite for Side {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Side<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

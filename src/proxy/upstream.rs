@@ -1,41 +1,43 @@
 //! The upstream half of the relay, behind one seam: [`Upstreams::exchange`].
 //!
 //! One exchange is a request sent and a response head received; the response's body follows
-//! through [`UpstreamBody::poll_piece`]. The hyper connection is owned by that body and driven
-//! from it, in the task that serves the client, so that a burst of events that one read brought
-//! is seen in one poll instead of one wake-up each. Reading only when the client takes the data
-//! is also the backpressure.
+//! through [`UpstreamBody::poll_piece`]. Both are driven from the task that serves the client, so
+//! that a burst of events that one read brought leaves in one write. An upload whose response has
+//! begun gets a task of its own.
 //!
 //! Idle connections wait in a pool that belongs to one runtime thread, because their sockets are
-//! registered with that thread's reactor. They have no task: each is polled once at check-out,
+//! registered with that thread's reactor. They have no task: each is read from once at check-out,
 //! which finds the provider's close, and a sweep drops the old ones.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body::Body as _;
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use http::{HeaderValue, Method, Response, StatusCode, Uri};
+use hyper::ext::ReasonPhrase;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, Chain, Join, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
-use crate::proxy::body::{Progress, RequestBody};
+use crate::proxy::body::Progress;
+use crate::proxy::inbound::{Read, Source, UpstreamBody};
+use crate::proxy::link::Link;
+use crate::proxy::outbound::{Outbound, SendError};
 use crate::proxy::stream::Stream;
+use crate::wire::http1::{self, Head, HeadReader, Invalid};
+
+/// How much is read at once, of all connections of a thread into one buffer.
+const READ_BYTES: usize = 64 << 10;
 
 /// Where a provider's traffic goes.
 #[derive(Debug)]
@@ -168,7 +170,7 @@ pub(super) enum ExchangeError {
         /// The upstream's host.
         host: String,
         /// What failed.
-        source: hyper::Error,
+        source: io::Error,
     },
     /// What came is no response to a request.
     #[error("{host} did not answer with a valid response: {problem}")]
@@ -188,34 +190,6 @@ pub(super) enum ExchangeError {
     },
 }
 
-type Connection = http1::Connection<TokioIo<Stream>, RequestBody>;
-
-/// An open connection to an upstream.
-struct Link {
-    connection: Option<Connection>,
-    sender: http1::SendRequest<RequestBody>,
-    idle_since: Instant,
-}
-
-impl Link {
-    /// Lets the connection read and write what it can.
-    fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(connection) = &mut self.connection
-            && Pin::new(connection).poll(cx).is_ready()
-        {
-            self.connection = None;
-        }
-    }
-
-    fn is_reusable(&self) -> bool {
-        self.connection.is_some() && self.sender.is_ready()
-    }
-}
-
-fn idle_context() -> Context<'static> {
-    Context::from_waker(Waker::noop())
-}
-
 /// A response's head, and its body to be polled.
 pub(super) struct Exchanged {
     pub(super) head: http::response::Parts,
@@ -224,11 +198,39 @@ pub(super) struct Exchanged {
     pub(super) is_retried: bool,
 }
 
+/// The answer to a request for another protocol.
+pub(super) enum Switched {
+    /// `101`, and the connection.
+    Yes(http::response::Parts, UpgradedStream),
+    /// An ordinary response.
+    No(Box<Exchanged>),
+}
+
+/// A connection on which HTTP is over, with what came behind the response's head.
+pub(super) type UpgradedStream =
+    Join<Chain<io::Cursor<Bytes>, ReadHalf<Stream>>, WriteHalf<Stream>>;
+
+/// The head of a response, and what came with it.
+struct Received {
+    head: Head,
+    first: Read,
+    /// Whether the connection took the request, as far as that had gone.
+    is_sound: bool,
+}
+
+/// A request without a response.
+struct Failed {
+    error: ExchangeError,
+    /// Whether anything of a response came.
+    is_begun: bool,
+}
+
 /// The connections of one runtime thread.
 pub(super) struct Upstreams {
     tls: TlsConnector,
     limits: Limits,
     idle: RefCell<HashMap<Arc<str>, Vec<Link>>>,
+    buffer: RefCell<Box<[u8]>>,
 }
 
 impl Upstreams {
@@ -237,7 +239,13 @@ impl Upstreams {
             tls: TlsConnector::from(tls),
             limits,
             idle: RefCell::default(),
+            buffer: RefCell::new(vec![0; READ_BYTES].into()),
         })
+    }
+
+    /// What is read into. What is in it is nobody's when a poll is over.
+    pub(super) fn buffer(&self) -> RefMut<'_, Box<[u8]>> {
+        self.buffer.borrow_mut()
     }
 
     /// Sends a request of the provider `name` to its upstream and waits for the response's head.
@@ -248,101 +256,98 @@ impl Upstreams {
         self: &Rc<Self>,
         name: &Arc<str>,
         upstream: &Upstream,
-        request: Request<RequestBody>,
-        progress: Option<Rc<Progress>>,
+        mut request: Outbound,
+        progress: Option<&Progress>,
     ) -> Result<Exchanged, ExchangeError> {
-        let progress = progress.as_ref();
-        let Some(mut link) = self.check_out(name) else {
-            let mut link = self.dial(upstream).await?;
-            let sent = self.send(upstream, &mut link, request, progress).await;
-            let response = sent.map_err(|failed| failed.error)?;
-            return Ok(self.exchanged(name, link, response, progress, false));
+        let mut is_retried = false;
+        let mut sent = None;
+        if let Some(mut link) = self.check_out(name) {
+            match self.send(upstream, &mut link, &mut request, progress).await {
+                Ok(received) => sent = Some((link, received)),
+                Err(failed) if failed.can_be_repeated(&mut request, &link) => is_retried = true,
+                Err(failed) => return Err(failed.error),
+            }
+        }
+        let (link, received) = match sent {
+            Some(sent) => sent,
+            None => self.send_anew(upstream, &mut request, progress).await?,
         };
-        let copy = request.body().replay().map(|bytes| {
-            let mut copy = Request::new(RequestBody::Whole(Some(bytes)));
-            *copy.method_mut() = request.method().clone();
-            *copy.uri_mut() = request.uri().clone();
-            *copy.headers_mut() = request.headers().clone();
-            copy
-        });
-        let sent_at = clock::instant();
-        let failed = match self.send(upstream, &mut link, request, progress).await {
-            Ok(response) => return Ok(self.exchanged(name, link, response, progress, false)),
-            Err(failed) => failed,
-        };
-        let again = match (failed.unsent, copy) {
-            (Some(unsent), _) => *unsent,
-            (None, Some(copy)) if failed.error.is_stale(copy.method(), sent_at.elapsed()) => copy,
-            _ => return Err(failed.error),
-        };
-        let mut link = self.dial(upstream).await?;
-        let sent = self.send(upstream, &mut link, again, progress).await;
-        let response = sent.map_err(|failed| failed.error)?;
-        Ok(self.exchanged(name, link, response, progress, true))
+        if received.head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(ExchangeError::Invalid {
+                host: upstream.host.clone(),
+                problem: "it switches protocols without being asked to".to_owned(),
+            });
+        }
+        let mut exchanged = self.exchanged(name, link, request, received, progress);
+        exchanged.is_retried = is_retried;
+        Ok(exchanged)
     }
 
-    /// Sends an upgrade request over a connection of its own; the pair of a `101` and the
-    /// upgraded stream's promise, or an ordinary response.
+    /// Sends an upgrade request over a connection of its own.
     pub(super) async fn exchange_upgrade(
         self: &Rc<Self>,
         name: &Arc<str>,
         upstream: &Upstream,
-        request: Request<RequestBody>,
-    ) -> Result<(Exchanged, Option<OnUpgrade>), ExchangeError> {
-        let Link {
-            connection,
-            mut sender,
-            ..
-        } = self.dial(upstream).await?;
-        if let Some(connection) = connection {
-            tokio::task::spawn_local(connection.with_upgrades());
+        mut request: Outbound,
+    ) -> Result<Switched, ExchangeError> {
+        let (link, received) = self.send_anew(upstream, &mut request, None).await?;
+        if received.head.status != StatusCode::SWITCHING_PROTOCOLS {
+            let exchanged = self.exchanged(name, link, request, received, None);
+            return Ok(Switched::No(Box::new(exchanged)));
         }
-        let waiting = sender.send_request(request);
-        let mut response = tokio::time::timeout(self.limits.idle_timeout, waiting)
-            .await
-            .map_err(|_| self.response_timeout(upstream))?
-            .map_err(|source| broken(upstream, source))?;
-        let is_switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let upgrade = is_switched.then(|| hyper::upgrade::on(&mut response));
-        let link = Link {
-            connection: None,
-            sender,
-            idle_since: clock::instant(),
+        let Some(stream) = Rc::into_inner(link.stream).map(RefCell::into_inner) else {
+            return Err(broken(upstream, io::ErrorKind::ResourceBusy.into()));
         };
-        Ok((self.exchanged(name, link, response, None, false), upgrade))
+        let (reader, writer) = tokio::io::split(stream);
+        let reader = io::Cursor::new(received.first.behind).chain(reader);
+        let stream = tokio::io::join(reader, writer);
+        Ok(Switched::Yes(parts(received.head).0, stream))
     }
 
     fn exchanged(
         self: &Rc<Self>,
         name: &Arc<str>,
-        mut link: Link,
-        response: Response<Incoming>,
-        progress: Option<&Rc<Progress>>,
-        is_retried: bool,
+        link: Link,
+        request: Outbound,
+        received: Received,
+        progress: Option<&Progress>,
     ) -> Exchanged {
-        let (head, body) = response.into_parts();
+        let is_sent = request.is_sent();
         // A body that still waits for `100 Continue` will not be sent any more.
-        let is_uploading =
-            progress.is_some_and(|progress| !progress.is_done.get() && !progress.is_held.get());
-        if is_uploading && let Some(connection) = link.connection.take() {
-            // The upload must go on while the client does not read the response, so the
-            // connection gets a task of its own and is not pooled afterwards.
-            tokio::task::spawn_local(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "upload ended early");
-                }
-            });
-        }
-        let body = UpstreamBody {
-            link: Some(link),
-            body,
+        let is_held = progress.is_some_and(|progress| progress.is_held.get());
+        let uploads = received.is_sound && !is_sent && !is_held;
+        let upload = uploads.then(|| {
+            let stream = link.stream.clone();
+            AbortOnDropHandle::new(tokio::task::spawn_local(upload(request, stream)))
+        });
+        let is_reusable = received.is_sound && is_sent && received.head.keeps_alive;
+        let (head, body) = parts(received.head);
+        let body = Source {
+            link,
+            is_reusable,
+            upload,
             pool: self.clone(),
             name: name.clone(),
-        };
+        }
+        .body(body, received.first);
         Exchanged {
             head,
             body,
-            is_retried,
+            is_retried: false,
+        }
+    }
+
+    /// Sends over a new connection.
+    async fn send_anew(
+        &self,
+        upstream: &Upstream,
+        request: &mut Outbound,
+        progress: Option<&Progress>,
+    ) -> Result<(Link, Received), ExchangeError> {
+        let mut link = self.dial(upstream).await?;
+        match self.send(upstream, &mut link, request, progress).await {
+            Ok(received) => Ok((link, received)),
+            Err(failed) => Err(failed.error),
         }
     }
 
@@ -350,61 +355,101 @@ impl Upstreams {
         &self,
         upstream: &Upstream,
         link: &mut Link,
-        mut request: Request<RequestBody>,
-        progress: Option<&Rc<Progress>>,
-    ) -> Result<Response<Incoming>, Failed> {
-        let continued = expect_continue(&mut request, progress);
-        let mut response = pin!(link.sender.try_send_request(request));
-        let connection = &mut link.connection;
+        request: &mut Outbound,
+        progress: Option<&Progress>,
+    ) -> Result<Received, Failed> {
+        let mut reader = HeadReader::new(request.method().clone(), self.limits.head_bytes_max);
+        let mut patience = None;
+        if request.is_expecting()
+            && let Some(progress) = progress
+        {
+            progress.is_held.set(true);
+            patience = Some(Box::pin(tokio::time::sleep(CONTINUE_PATIENCE)));
+        }
+        let mut write_error = None;
         let mut seen = 0;
-        let mut patience = pin!(tokio::time::sleep(CONTINUE_PATIENCE));
-        let mut silence = pin!(tokio::time::sleep(self.limits.idle_timeout));
+        link.silence.broken();
         poll_fn(|cx| {
             loop {
-                if let Some(open) = connection.as_mut()
-                    && Pin::new(open).poll(cx).is_ready()
+                if write_error.is_none()
+                    && let Poll::Ready(Err(error)) =
+                        request.poll_send(cx, &mut link.stream.borrow_mut())
                 {
-                    *connection = None;
+                    match error {
+                        // There may be a response all the same.
+                        SendError::Connection(error) => write_error = Some(error),
+                        SendError::Body(error) => {
+                            let error = broken(upstream, io::Error::other(error));
+                            return Poll::Ready(Err(Failed::for_good(error)));
+                        }
+                    }
                 }
-                if let Poll::Ready(response) = response.as_mut().poll(&mut idle_context()) {
-                    return Poll::Ready(received(upstream, response));
+                match self.poll_head(cx, link, &mut reader) {
+                    Poll::Pending => {}
+                    Poll::Ready(Ok((head, first))) => {
+                        return Poll::Ready(Ok(Received {
+                            head,
+                            first,
+                            is_sound: write_error.is_none(),
+                        }));
+                    }
+                    Poll::Ready(Err(HeadError::Invalid(invalid))) => {
+                        return Poll::Ready(Err(Failed::for_good(ExchangeError::Invalid {
+                            host: upstream.host.clone(),
+                            problem: invalid.to_string(),
+                        })));
+                    }
+                    Poll::Ready(Err(HeadError::Read(error))) => {
+                        return Poll::Ready(Err(Failed {
+                            error: broken(upstream, write_error.take().unwrap_or(error)),
+                            is_begun: reader.is_begun(),
+                        }));
+                    }
                 }
-                if connection.is_none() {
-                    // The response future resolves with the connection's end.
-                    return response
-                        .as_mut()
-                        .poll(cx)
-                        .map(|response| received(upstream, response));
-                }
-                if let (Some(continued), Some(progress)) = (&continued, progress)
+                if let (Some(timer), Some(progress)) = (&mut patience, progress)
                     && progress.is_held.get()
-                    && (continued.load(Ordering::Relaxed) || patience.as_mut().poll(cx).is_ready())
+                    && (reader.is_continued() || timer.as_mut().poll(cx).is_ready())
                 {
                     progress.is_held.set(false);
                     continue;
                 }
                 break;
             }
-            while silence.as_mut().poll(cx).is_ready() {
-                // An upload that moves is not silence.
-                let now_seen = progress.map_or(seen, |progress| progress.bytes.get());
-                if now_seen == seen {
-                    return Poll::Ready(Err(self.response_timeout(upstream).into()));
-                }
-                seen = now_seen;
-                silence
-                    .as_mut()
-                    .reset(clock::instant() + self.limits.idle_timeout);
+            // An upload that moves is not silence.
+            let sent = progress.map_or(0, |progress| progress.bytes.get());
+            if sent != seen {
+                seen = sent;
+                link.silence.broken();
             }
-            Poll::Pending
+            link.silence.poll(cx).map(|limit| {
+                Err(Failed::for_good(ExchangeError::ResponseTimeout {
+                    host: upstream.host.clone(),
+                    seconds: limit.as_secs(),
+                }))
+            })
         })
         .await
     }
 
-    fn response_timeout(&self, upstream: &Upstream) -> ExchangeError {
-        ExchangeError::ResponseTimeout {
-            host: upstream.host.clone(),
-            seconds: self.limits.idle_timeout.as_secs(),
+    /// Reads until the head is complete; what came behind it in the same read is taken too.
+    fn poll_head(
+        &self,
+        cx: &mut Context<'_>,
+        link: &Link,
+        reader: &mut HeadReader,
+    ) -> Poll<Result<(Head, Read), HeadError>> {
+        let mut buffer = self.buffer();
+        loop {
+            let size = ready!(link.poll_read(cx, &mut buffer)).map_err(HeadError::Read)?;
+            if size == 0 {
+                let error = io::Error::new(io::ErrorKind::UnexpectedEof, "it was closed");
+                return Poll::Ready(Err(HeadError::Read(error)));
+            }
+            let read = buffer.get(..size).unwrap_or_default();
+            if let Some((mut head, used)) = reader.push(read).map_err(HeadError::Invalid)? {
+                let first = Read::of(&mut head.body, read.get(used..).unwrap_or_default());
+                return Poll::Ready(Ok((head, first)));
+            }
         }
     }
 
@@ -420,17 +465,7 @@ impl Upstreams {
                 host: upstream.host.clone(),
                 source,
             })?;
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(self.limits.head_bytes_max.max(MIN_BUFFER_BYTES))
-            .max_headers(HEADERS_MAX)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|source| broken(upstream, source))?;
-        Ok(Link {
-            connection: Some(connection),
-            sender,
-            idle_since: clock::instant(),
-        })
+        Ok(Link::new(stream, self.limits.idle_timeout))
     }
 
     async fn connect(&self, upstream: &Upstream) -> io::Result<Stream> {
@@ -449,21 +484,21 @@ impl Upstreams {
         let now = clock::instant();
         let mut idle = self.idle.borrow_mut();
         let links = idle.get_mut(name)?;
-        while let Some(mut link) = links.pop() {
-            if now.duration_since(link.idle_since) > self.limits.pool_idle_timeout {
+        while let Some(link) = links.pop() {
+            if now.duration_since(link.silence.since()) > self.limits.pool_idle_timeout {
                 links.clear();
                 return None;
             }
-            link.drive(&mut idle_context());
-            if link.is_reusable() {
+            if link.is_quiet() {
                 return Some(link);
             }
         }
         None
     }
 
-    fn check_in(&self, name: &Arc<str>, mut link: Link) {
-        link.idle_since = clock::instant();
+    /// Takes a connection on which nothing is under way.
+    pub(super) fn check_in(&self, name: &Arc<str>, mut link: Link) {
+        link.silence.broken();
         let mut idle = self.idle.borrow_mut();
         let links = match idle.get_mut(name) {
             Some(links) => links,
@@ -478,11 +513,10 @@ impl Upstreams {
     /// then: an idle connection has no task that would notice.
     pub(super) fn sweep(&self) {
         let now = clock::instant();
+        let limit = self.limits.pool_idle_timeout;
         for links in self.idle.borrow_mut().values_mut() {
-            links.retain_mut(|link| {
-                link.drive(&mut idle_context());
-                link.is_reusable()
-                    && now.duration_since(link.idle_since) <= self.limits.pool_idle_timeout
+            links.retain(|link| {
+                link.is_quiet() && now.duration_since(link.silence.since()) <= limit
             });
         }
     }
@@ -492,59 +526,60 @@ impl Upstreams {
 /// section 10.1.1, forbids to wait for ever).
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The smallest buffer that hyper accepts.
-pub(super) const MIN_BUFFER_BYTES: usize = 8192;
-
-/// The most header fields in one head, of requests and responses alike.
-pub(super) const HEADERS_MAX: usize = 100;
-
-/// A request without a response.
-struct Failed {
-    error: ExchangeError,
-    /// The request, if nothing of it was sent.
-    unsent: Option<Box<Request<RequestBody>>>,
+/// Why no head came.
+enum HeadError {
+    Invalid(Invalid),
+    Read(io::Error),
 }
 
-impl From<ExchangeError> for Failed {
-    fn from(error: ExchangeError) -> Failed {
+impl Failed {
+    fn for_good(error: ExchangeError) -> Failed {
         Failed {
             error,
-            unsent: None,
+            is_begun: true,
         }
+    }
+
+    /// Whether the request can be sent again, for which it is made ready.
+    fn can_be_repeated(&self, request: &mut Outbound, link: &Link) -> bool {
+        if self.is_begun {
+            return false;
+        }
+        let elapsed = link.silence.since().elapsed();
+        let is_stale = request.is_untouched() || self.error.is_stale(request.method(), elapsed);
+        is_stale && request.rewind()
     }
 }
 
-/// What hyper's answer to a sent request means.
-fn received(
-    upstream: &Upstream,
-    response: Result<Response<Incoming>, TrySendError<Request<RequestBody>>>,
-) -> Result<Response<Incoming>, Failed> {
-    match response {
-        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            Err(Failed::from(ExchangeError::Invalid {
-                host: upstream.host.clone(),
-                problem: "it switches protocols without being asked to".to_owned(),
-            }))
-        }
-        Ok(response) => Ok(response),
-        Err(mut failed) => {
-            let unsent = failed.take_message().map(Box::new);
-            let error = broken(upstream, failed.into_error());
-            Err(Failed { error, unsent })
-        }
+/// Sends the rest of a request whose response has begun.
+async fn upload(mut request: Outbound, stream: Rc<RefCell<Stream>>) {
+    let sending = poll_fn(|cx| request.poll_send(cx, &mut stream.borrow_mut()));
+    let Err(error) = sending.await else { return };
+    tracing::debug!(?error, "an upload ended early");
+    // Otherwise the provider would wait for the rest.
+    let closing = poll_fn(|cx| Pin::new(&mut *stream.borrow_mut()).poll_shutdown(cx));
+    if let Err(error) = closing.await {
+        tracing::debug!(%error, "a connection was closed already");
     }
 }
 
-fn broken(upstream: &Upstream, source: hyper::Error) -> ExchangeError {
+fn broken(upstream: &Upstream, source: io::Error) -> ExchangeError {
     let host = upstream.host.clone();
-    if source.is_parse() {
-        ExchangeError::Invalid {
-            host,
-            problem: source.to_string(),
-        }
-    } else {
-        ExchangeError::Broken { host, source }
+    ExchangeError::Broken { host, source }
+}
+
+/// A head as hyper's server takes it, and the body that follows.
+fn parts(head: Head) -> (http::response::Parts, http1::Body) {
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = head.status;
+    parts.version = head.version;
+    parts.headers = head.headers;
+    if let Some(reason) = head.reason
+        && let Ok(reason) = ReasonPhrase::try_from(reason)
+    {
+        parts.extensions.insert(reason);
     }
+    (parts, head.body)
 }
 
 /// How soon after a request was sent a pooled connection must break to count as one that the
@@ -561,132 +596,14 @@ impl ExchangeError {
         let ExchangeError::Broken { source, .. } = self else {
             return false;
         };
-        let is_closed = source.is_closed()
-            || source.is_incomplete_message()
-            || std::error::Error::source(source)
-                .and_then(|source| source.downcast_ref::<io::Error>())
-                .is_some_and(|source| {
-                    matches!(
-                        source.kind(),
-                        io::ErrorKind::ConnectionReset
-                            | io::ErrorKind::BrokenPipe
-                            | io::ErrorKind::ConnectionAborted
-                    )
-                });
+        let is_closed = matches!(
+            source.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionAborted
+        );
         is_closed && (method.is_idempotent() || elapsed <= STALE_TIME)
-    }
-}
-
-/// Makes the body of a request with `expect: 100-continue` wait for the provider's word; the
-/// flag is set when it comes.
-fn expect_continue(
-    request: &mut Request<RequestBody>,
-    progress: Option<&Rc<Progress>>,
-) -> Option<Arc<AtomicBool>> {
-    let progress = progress?;
-    if !request.headers().contains_key(http::header::EXPECT) {
-        return None;
-    }
-    progress.is_held.set(true);
-    let continued = Arc::new(AtomicBool::new(false));
-    let flag = continued.clone();
-    hyper::ext::on_informational(request, move |informational| {
-        if informational.status() == StatusCode::CONTINUE {
-            flag.store(true, Ordering::Relaxed);
-        }
-    });
-    Some(continued)
-}
-
-/// What came next of a response's body.
-pub(super) enum Piece {
-    /// Bytes.
-    Data(Bytes),
-    /// The trailers, after which nothing comes.
-    Trailers(HeaderMap),
-    /// The end that the framing promised.
-    End,
-    /// The body broke off.
-    Broken(hyper::Error),
-}
-
-/// A response's body, which owns the connection that it comes through.
-pub(super) struct UpstreamBody {
-    link: Option<Link>,
-    body: Incoming,
-    pool: Rc<Upstreams>,
-    name: Arc<str>,
-}
-
-impl UpstreamBody {
-    /// The next piece. After `Trailers`, `End` or `Broken` it must not be polled again.
-    pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
-        let is_driven = match &mut self.link {
-            Some(link) if link.connection.is_some() => {
-                link.drive(cx);
-                true
-            }
-            _ => false,
-        };
-        // Only our own drive can fill a driven body, so its waker would wake nobody; the
-        // connection was polled last with the real one.
-        let frame = if is_driven {
-            Pin::new(&mut self.body).poll_frame(&mut idle_context())
-        } else {
-            Pin::new(&mut self.body).poll_frame(cx)
-        };
-        match frame {
-            Poll::Pending if is_driven && self.link.as_ref().is_some_and(Link::is_over) => {
-                // The connection ended in this very drive: ask once more, for its last word.
-                Pin::new(&mut self.body).poll_frame(cx).map(Piece::of)
-            }
-            other => other.map(Piece::of),
-        }
-    }
-
-    /// Whether nothing more will come.
-    pub(super) fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    /// The announced length of what is still to come.
-    pub(super) fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
-
-    /// Gives the connection back to the pool if it is in a state for another request. To be
-    /// called at a clean end only.
-    pub(super) fn release(&mut self) {
-        if let Some(mut link) = self.link.take() {
-            link.drive(&mut idle_context());
-            if link.is_reusable() {
-                self.pool.check_in(&self.name, link);
-            }
-        }
-    }
-
-    /// Closes the connection.
-    pub(super) fn close(&mut self) {
-        self.link = None;
-    }
-}
-
-impl Link {
-    fn is_over(&self) -> bool {
-        self.connection.is_none()
-    }
-}
-
-impl Piece {
-    fn of(frame: Option<Result<http_body::Frame<Bytes>, hyper::Error>>) -> Piece {
-        match frame {
-            None => Piece::End,
-            Some(Err(error)) => Piece::Broken(error),
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(bytes) => Piece::Data(bytes),
-                Err(frame) => frame.into_trailers().map_or(Piece::End, Piece::Trailers),
-            },
-        }
     }
 }
 

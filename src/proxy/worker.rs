@@ -37,8 +37,12 @@ use crate::proxy::route::Routes;
 use crate::proxy::service::Service;
 use crate::proxy::settle::Books;
 use crate::proxy::stream::{ClientLimits, ClientStream, Phase, Stream};
-use crate::proxy::upstream::{HEADERS_MAX, Limits, MIN_BUFFER_BYTES, Upstreams};
+use crate::proxy::upstream::{Limits, Upstreams};
 use crate::proxy::{AttributionConfig, Config, MeterConfig, OnClientDisconnect};
+use crate::wire::http1::FIELDS_MAX;
+
+/// The smallest buffer that hyper accepts.
+const MIN_BUFFER_BYTES: usize = 8192;
 
 /// How often idle upstream connections are looked over.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -520,7 +524,7 @@ fn attend(
         // The socket has the limits: hyper has one timer for waiting and reading alike.
         .header_read_timeout(None)
         .max_buf_size(buffer_bytes)
-        .max_headers(HEADERS_MAX)
+        .max_headers(FIELDS_MAX)
         .auto_date_header(false)
         .serve_connection(stream, answering)
         .with_upgrades();

@@ -4,6 +4,7 @@
 //! runtime, no clock, no file. Memory is bounded, and a bound that bites is reported to the
 //! caller instead of hiding what follows.
 
+pub mod http1;
 pub mod inflate;
 pub mod json;
 pub mod multipart;

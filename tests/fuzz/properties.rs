@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use taffrail::ask::{Answer, Ask, Fault};
@@ -19,6 +19,7 @@ use taffrail::provider::{self, End, JobStage, RequestHead, ResponseHead};
 use taffrail::proxy::job_urls::{JobUrlFilter, Place};
 use taffrail::proxy::rewrite::{Splicer, UsageEventFilter, inject_usage};
 use taffrail::qualifier::Qualifier;
+use taffrail::wire::http1::HeadReader;
 use taffrail::wire::inflate::{Decoding, Inflater, OUTPUT_BYTES_MAX};
 use taffrail::wire::json::{
     Found, Kind, MAX_DEPTH, Path, Picker, Selector, Status, Step, Want, decimal_of, text_of,
@@ -341,6 +342,57 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 
 /// An event: name and data.
 type Event = (Vec<u8>, Vec<u8>);
+
+/// A response as its reader sees it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Reply {
+    pub(crate) version: Version,
+    pub(crate) status: StatusCode,
+    pub(crate) reason: Option<Vec<u8>>,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+    /// None if the body broke off.
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// The longest head that [`http1`] takes.
+pub(crate) const HEAD_BYTES_MAX: usize = 8192;
+
+/// What a connection brings after a request with that method, until it closes. No body is longer
+/// than what came.
+pub(crate) fn http1(method: &Method, bytes: &[u8], seed: u64) -> Option<Reply> {
+    agreed(bytes, seed, |pieces| {
+        let mut reader = HeadReader::new(method.clone(), HEAD_BYTES_MAX);
+        let (mut head, mut body, mut is_sound) = (None, Vec::new(), true);
+        for mut piece in pieces.iter().copied() {
+            if head.is_none() {
+                let Ok(read) = reader.push(piece) else { break };
+                let Some((new, used)) = read else { continue };
+                head = Some(new);
+                piece = &piece[used..];
+            }
+            if let Some(head) = &mut head
+                && is_sound
+            {
+                let used = head.body.push(piece, &mut body);
+                assert!(used.is_err() || used == Ok(piece.len()) || head.body.is_complete());
+                is_sound = used.is_ok();
+            }
+        }
+        assert!(body.len() <= bytes.len());
+        let mut head = head?;
+        let is_sound = is_sound && head.body.close().is_ok();
+        let trailers = is_sound.then(|| head.body.take_trailers().unwrap_or_default());
+        Some(Reply {
+            version: head.version,
+            status: head.status,
+            reason: head.reason.map(|reason| reason.to_vec()),
+            headers: head.headers,
+            body,
+            trailers,
+        })
+    })
+}
 
 /// The decoder's pieces put together are the events that a plain reading of the standard gives,
 /// and an unterminated last one.

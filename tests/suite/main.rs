@@ -27,6 +27,7 @@ mod exposition;
 mod fal;
 mod golden;
 mod housekeeping;
+mod http1;
 mod image;
 mod injector;
 mod jobs;

@@ -265,6 +265,25 @@ async fn a_response_streams_while_the_upload_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_breaks_off_after_its_response_has_begun_is_closed_at_the_provider_too() {
+    let head = b"POST /up/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n";
+    let Reached {
+        sidecar: _sidecar,
+        mut client,
+        mut provider,
+        ..
+    } = reach(head, b"one").await;
+    let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nA\r\n";
+    provider.write_all(answer).await.unwrap();
+    read_until(&mut client, b"A\r\n").await;
+    client.write_all(b"no size\r\n").await.unwrap();
+    assert!(
+        is_closed_soon(&mut provider).await,
+        "the provider waits for the rest"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_directions_move_when_the_client_reads_only_after_its_upload() {
     const SIZE: usize = 8 << 20;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -8,6 +8,7 @@ pub(crate) mod properties;
 
 use std::io::Write;
 
+use http::Method;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::{Value, json};
@@ -114,7 +115,7 @@ fn paths() -> impl Strategy<Value = &'static [Path]> {
 }
 
 /// Bytes with a few of them changed, removed or added.
-fn damaged(bytes: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn damaged(bytes: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let damage = (
         any::<prop::sample::Index>(),
         0..4u8,
@@ -373,6 +374,10 @@ const SEEDED: &[(&str, Check)] = &[
         properties::picker(properties::PATHS, bytes, seed)
     }),
     ("sse", |bytes, seed| drop(properties::sse(bytes, seed))),
+    ("http1", |bytes, seed| {
+        drop(properties::http1(&Method::POST, bytes, seed));
+        drop(properties::http1(&Method::HEAD, bytes, seed));
+    }),
     ("inflate", properties::inflate),
     ("multipart", |bytes, seed| {
         drop(properties::multipart("b", bytes, seed))
