@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
@@ -96,6 +97,8 @@ pub(super) struct Upload {
     pub(super) tap: Rc<RefCell<RequestTap>>,
     pub(super) splicer: Option<Splicer>,
     pub(super) progress: Rc<Progress>,
+    /// The trailers, until all that comes before them has been handed over.
+    pub(super) trailers: Option<HeaderMap>,
 }
 
 /// How far an upload is; read by whoever waits for the response.
@@ -120,7 +123,8 @@ impl Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         if self.progress.is_done.get() {
-            return Poll::Ready(None);
+            let trailers = self.trailers.take().map(|it| Ok(Frame::trailers(it)));
+            return Poll::Ready(trailers);
         }
         if self.progress.is_held.get() {
             // The exchange wakes this task when the provider has answered `100 Continue`.
@@ -129,9 +133,18 @@ impl Upload {
         loop {
             let Some(frame) = ready!(Pin::new(&mut self.incoming).poll_frame(cx)) else {
                 let rest = self.end();
-                return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
+                if rest.is_empty() {
+                    let trailers = self.trailers.take().map(|it| Ok(Frame::trailers(it)));
+                    return Poll::Ready(trailers);
+                }
+                return Poll::Ready(Some(Ok(Frame::data(rest))));
             };
             let mut frame = match frame {
+                // What the splicer still holds comes before them.
+                Ok(frame) if frame.is_trailers() => {
+                    self.trailers = frame.into_trailers().ok();
+                    continue;
+                }
                 Ok(frame) => frame,
                 Err(error) => {
                     self.progress.is_broken.set(true);

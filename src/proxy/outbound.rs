@@ -175,6 +175,10 @@ impl ChunkedUpload {
                 return Poll::Ready(Ok(Some(Bytes::from_static(b"0\r\n\r\n"))));
             }
         };
+        if self.is_over {
+            // Behind the last chunk it would be taken for the next request.
+            return Poll::Ready(Ok(Some(Bytes::new())));
+        }
         let Some(announced) = &self.trailers else {
             return Poll::Ready(Ok(Some(frame.into_data().unwrap_or_default())));
         };

@@ -390,6 +390,7 @@ impl Service {
             tap: tap.clone(),
             splicer,
             progress: progress.clone(),
+            trailers: None,
         };
         let body = RequestBody::Stream(Box::new(upload));
         Ok(Outgoing {
