@@ -14,6 +14,7 @@ FROM rust:${RUST_VERSION}-bookworm AS build
 ARG TARGETARCH
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo ./.cargo
 COPY benches ./benches
 COPY migrations ./migrations
 COPY src ./src
