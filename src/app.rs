@@ -23,9 +23,10 @@ use crate::exporter::balances::{self, Balances, Filter, SyncLine};
 use crate::exporter::fetch::Fetcher;
 use crate::exporter::housekeeping::keep_house;
 use crate::exporter::jobs::record_overdue;
+use crate::exporter::parts::Parts;
 use crate::exporter::prices::{Refresher, Shelf, is_failure, lay_versions};
-use crate::exporter::receipts::{self, Collector};
-use crate::exporter::reconcile::{self, Reconciler};
+use crate::exporter::receipts::Collector;
+use crate::exporter::reconcile::Reconciler;
 use crate::exporter::schedule::{Schedule, Task};
 use crate::exporter::spend::show_spend;
 use crate::injector::Injector;
@@ -489,18 +490,31 @@ pub fn read_balances(
     store: &Store,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Balances> {
-    Ok(Balances::new(balances::Parts {
+    let own = balances::Config {
+        cron: config.schedule.balances.clone(),
+        rows_kept: config.retention.logs,
+    };
+    Ok(Balances::new(parts(config, store, metrics, own)?))
+}
+
+/// What a task on accounts needs.
+fn parts<C>(
+    config: &Config,
+    store: &Store,
+    metrics: &Arc<Metrics>,
+    own: C,
+) -> anyhow::Result<Parts<C>> {
+    Ok(Parts {
         accounts: config.accounts.clone(),
         providers: config.providers.clone(),
         fetcher: fetcher(config)?,
         store: store.clone(),
         metrics: metrics.clone(),
-        cron: config.schedule.balances.clone(),
         timeout: config.schedule.timeout,
         holder: holder(),
         pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
-        rows_kept: config.retention.logs,
-    }))
+        config: own,
+    })
 }
 
 /// The sender of calls to billing and price APIs.
@@ -538,17 +552,12 @@ fn balance_tasks(config: &Config, balances: &Arc<Balances>) -> [Task; 2] {
 
 /// Holding bills against what was metered by the clock.
 fn reconcile_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Task> {
-    let reconciler = Arc::new(Reconciler::new(reconcile::Parts {
-        accounts: config.accounts.clone(),
-        providers: config.providers.clone(),
-        fetcher: fetcher(config)?,
-        store: store.clone(),
-        metrics: metrics.clone(),
-        config: config.reconcile.clone(),
-        timeout: config.schedule.timeout,
-        holder: holder(),
-        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
-    }));
+    let reconciler = Arc::new(Reconciler::new(parts(
+        config,
+        store,
+        metrics,
+        config.reconcile.clone(),
+    )?));
     Ok(Task {
         name: "reconcile",
         cron: config.schedule.reconcile.clone(),
@@ -563,17 +572,12 @@ fn reconcile_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> any
 
 /// Asking for receipts by the clock.
 fn receipts_task(config: &Config, store: &Store, metrics: &Arc<Metrics>) -> anyhow::Result<Task> {
-    let collector = Arc::new(Collector::new(receipts::Parts {
-        accounts: config.accounts.clone(),
-        providers: config.providers.clone(),
-        fetcher: fetcher(config)?,
-        store: store.clone(),
-        metrics: metrics.clone(),
-        config: config.receipts.clone(),
-        timeout: config.schedule.timeout,
-        holder: holder(),
-        pepper: config.meter.fingerprint_pepper.clone().unwrap_or_default(),
-    }));
+    let collector = Arc::new(Collector::new(parts(
+        config,
+        store,
+        metrics,
+        config.receipts.clone(),
+    )?));
     Ok(Task {
         name: "receipts",
         cron: config.schedule.receipts.clone(),

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 
 use super::account::Account;
 use super::fetch::Fetcher;
+use super::parts::Parts;
 use super::schedule::cron_parser;
 use super::standing::Known;
 use super::traffic::{Claims, Share};
@@ -29,7 +30,7 @@ use super::trial::{self, Trial};
 use crate::ask::{DETAIL_CHARS_MAX, Fault, FaultClass};
 use crate::balance::{self, Balance, BalanceApi, BalanceKind, Next, Subject};
 use crate::clock;
-use crate::metrics::{AccountView, Level, Metrics, SyncResult};
+use crate::metrics::{AccountView, Level, SyncResult};
 use crate::proxy::{Providers, fingerprint};
 use crate::store::{
     AccountSignal, BalanceReading, DecimalSum, Dimension, Store, StoreError, UsageQuery, UsageRow,
@@ -50,33 +51,17 @@ const BURN_WINDOW: TimeDelta = TimeDelta::hours(24);
 /// How far back refusals are looked for.
 const SIGNALS_WINDOW: Duration = Duration::from_hours(24);
 
-/// What reading balances needs.
-pub struct Parts {
-    /// The accounts.
-    pub accounts: Vec<Account>,
-    /// Where providers' calls go.
-    pub providers: Providers,
-    /// The sender.
-    pub fetcher: Fetcher,
-    /// Where readings are kept.
-    pub store: Store,
-    /// What they are shown in.
-    pub metrics: Arc<Metrics>,
+/// When balances are read, and what their ledgers rest on.
+pub struct Config {
     /// When they are read: a cron expression of six fields.
     pub cron: String,
-    /// How long a run may take.
-    pub timeout: Duration,
-    /// What this process is called in leases.
-    pub holder: String,
-    /// What keys the fingerprints of keys.
-    pub pepper: String,
     /// How long rows are kept, which the ledgers of several accounts of a provider are made of.
     pub rows_kept: Duration,
 }
 
 /// Reads balances.
 pub struct Balances {
-    parts: Parts,
+    parts: Parts<Config>,
     cron: Option<Cron>,
     watched: Vec<Arc<Watched>>,
     state: Mutex<State>,
@@ -179,7 +164,7 @@ pub fn is_failure(reading: &BalanceReading) -> bool {
 
 impl Balances {
     /// Shows nothing and asks nobody yet.
-    pub fn new(parts: Parts) -> Balances {
+    pub fn new(parts: Parts<Config>) -> Balances {
         let watched: Vec<Arc<Watched>> = parts
             .accounts
             .iter()
@@ -208,7 +193,7 @@ impl Balances {
                 .account(&account.provider, &account.name, &thresholds);
         }
         Balances {
-            cron: cron_parser().parse(&parts.cron).ok(),
+            cron: cron_parser().parse(&parts.config.cron).ok(),
             parts,
             watched,
             state: Mutex::default(),
@@ -347,7 +332,7 @@ impl Balances {
         slot: Option<DateTime<Utc>>,
     ) -> Vec<BalanceReading> {
         let claims = Claims::of(&self.parts.accounts, &self.parts.pepper);
-        let rows_kept = self.parts.rows_kept;
+        let rows_kept = self.parts.config.rows_kept;
         let mut waiting = wanted.into_iter();
         let mut running = JoinSet::new();
         let mut names = BTreeMap::new();

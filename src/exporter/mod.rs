@@ -11,6 +11,7 @@ pub mod balances;
 pub mod fetch;
 pub mod housekeeping;
 pub mod jobs;
+pub mod parts;
 pub mod prices;
 pub mod receipts;
 pub mod reconcile;

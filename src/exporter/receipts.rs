@@ -18,13 +18,14 @@ use tokio::task::JoinSet;
 
 use super::account::Account;
 use super::fetch::Fetcher;
+use super::parts::Parts;
 use super::traffic::Claims;
 use super::trial::{self, Trial};
 use crate::ask::{Fault, FaultClass};
 use crate::bill;
 use crate::bill::receipt::{self, Receipt, ReceiptApi, Receipts};
 use crate::clock;
-use crate::metrics::{Metrics, ReceiptResult, SyncResult};
+use crate::metrics::{ReceiptResult, SyncResult};
 use crate::money::Usd;
 use crate::proxy::Providers;
 use crate::record::CostSource;
@@ -78,31 +79,9 @@ impl Default for Config {
     }
 }
 
-/// What asking for receipts needs.
-pub struct Parts {
-    /// The accounts.
-    pub accounts: Vec<Account>,
-    /// Where providers' calls go.
-    pub providers: Providers,
-    /// The sender.
-    pub fetcher: Fetcher,
-    /// Where rows are kept.
-    pub store: Store,
-    /// What is counted in.
-    pub metrics: Arc<Metrics>,
-    /// Which rows, how often.
-    pub config: Config,
-    /// How long a run may take.
-    pub timeout: Duration,
-    /// What this process is called in leases.
-    pub holder: String,
-    /// What keys the fingerprints of keys.
-    pub pepper: String,
-}
-
 /// Asks for receipts.
 pub struct Collector {
-    parts: Arc<Parts>,
+    parts: Arc<Parts<Config>>,
 }
 
 /// Why an account's receipts were not all asked for.
@@ -122,7 +101,7 @@ impl From<StoreError> for Stop {
 
 impl Collector {
     /// Shows the accounts' counters and asks nobody yet.
-    pub fn new(parts: Parts) -> Collector {
+    pub fn new(parts: Parts<Config>) -> Collector {
         for account in &parts.accounts {
             if receipt::api(&account.provider).is_some() {
                 parts.metrics.receipts(&account.provider, &account.name);
@@ -220,7 +199,7 @@ impl Collector {
 
 /// Asking for the receipts of an account.
 struct OfAccount<'a> {
-    parts: &'a Parts,
+    parts: &'a Parts<Config>,
     account: &'a Account,
     api: &'static dyn ReceiptApi,
     now: DateTime<Utc>,
@@ -228,7 +207,7 @@ struct OfAccount<'a> {
 
 impl OfAccount<'_> {
     async fn run(
-        parts: &Parts,
+        parts: &Parts<Config>,
         index: usize,
         api: &'static dyn ReceiptApi,
         now: DateTime<Utc>,

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::account::Account;
 use super::fetch::Fetcher;
+use super::parts::Parts;
 use super::traffic::{Claims, Share};
 use super::trial::{self, Trial};
 use crate::ask::{DETAIL_CHARS_MAX, Fault, FaultClass};
@@ -26,9 +27,9 @@ use crate::balance::BalanceKind;
 use crate::bill::drop::{self, Payment, Snapshot};
 use crate::bill::{self, BillApi, Period, midnight, next_day};
 use crate::clock;
-use crate::metrics::{BillView, BillWindow, Metrics, SyncResult};
+use crate::metrics::{BillView, BillWindow, SyncResult};
 use crate::proxy::Providers;
-use crate::store::{KeySpend, Metered, Reconciliation, Store, StoreError};
+use crate::store::{KeySpend, Metered, Reconciliation, StoreError};
 
 /// The lease of whoever reconciles.
 const LEASE: &str = "reconcile";
@@ -71,31 +72,9 @@ impl Default for Config {
     }
 }
 
-/// What reconciling needs.
-pub struct Parts {
-    /// The accounts.
-    pub accounts: Vec<Account>,
-    /// Where providers' calls go.
-    pub providers: Providers,
-    /// The sender.
-    pub fetcher: Fetcher,
-    /// Where rows are kept.
-    pub store: Store,
-    /// What they are shown in.
-    pub metrics: Arc<Metrics>,
-    /// Which days.
-    pub config: Config,
-    /// How long a run may take.
-    pub timeout: Duration,
-    /// What this process is called in leases.
-    pub holder: String,
-    /// What keys the fingerprints of keys.
-    pub pepper: String,
-}
-
 /// Holds bills against what was metered.
 pub struct Reconciler {
-    parts: Arc<Parts>,
+    parts: Arc<Parts<Config>>,
 }
 
 /// What was billed for days, each with the window that it counts for.
@@ -110,7 +89,7 @@ struct Billed {
 
 impl Reconciler {
     /// Shows the accounts' counters and asks nobody yet.
-    pub fn new(parts: Parts) -> Reconciler {
+    pub fn new(parts: Parts<Config>) -> Reconciler {
         for account in &parts.accounts {
             parts.metrics.bills(&account.provider, &account.name);
         }
@@ -313,7 +292,7 @@ fn failed_rows(account: &Account, period: Period, fault: &Fault) -> Vec<Reconcil
 
 /// The days of an account.
 async fn of_account(
-    parts: &Parts,
+    parts: &Parts<Config>,
     index: usize,
     period: Period,
 ) -> Result<Vec<Reconciliation>, Fault> {
@@ -453,7 +432,11 @@ pub async fn try_out(accounts: &[Account], providers: &Providers, fetcher: &Fetc
 }
 
 /// What a prepaid balance fell by, day by day.
-async fn from_balances(parts: &Parts, account: &Account, period: Period) -> Result<Bill, Fault> {
+async fn from_balances(
+    parts: &Parts<Config>,
+    account: &Account,
+    period: Period,
+) -> Result<Bill, Fault> {
     let unsupported = |detail: String| Fault::new(FaultClass::Unsupported, detail);
     let readings = parts
         .store

@@ -14,8 +14,9 @@ use taffrail::ask::{Ask, FaultClass};
 use taffrail::balance;
 use taffrail::clock;
 use taffrail::config::{Account, Secret, TopUp};
-use taffrail::exporter::balances::{Balances, Filter, Parts};
+use taffrail::exporter::balances::{self, Balances, Filter};
 use taffrail::exporter::fetch::{BODY_BYTES_MAX, Fetcher};
+use taffrail::exporter::parts::Parts;
 use taffrail::metrics::exposition::Format;
 use taffrail::metrics::{Config, Metrics};
 use taffrail::proxy::{ProviderConfig, Providers, tls_config};
@@ -84,11 +85,13 @@ impl Reader {
             fetcher: fetcher(Duration::from_secs(10)),
             store: store.clone(),
             metrics: metrics.clone(),
-            cron: CRON.to_owned(),
             timeout: Duration::from_secs(30),
             holder: clock::new_id().to_string(),
             pepper: String::new(),
-            rows_kept: Duration::from_hours(24 * 90),
+            config: balances::Config {
+                cron: CRON.to_owned(),
+                rows_kept: Duration::from_hours(24 * 90),
+            },
         });
         Reader { balances, metrics }
     }
