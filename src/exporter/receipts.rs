@@ -29,7 +29,7 @@ use crate::metrics::{ReceiptResult, SyncResult};
 use crate::money::Usd;
 use crate::proxy::Providers;
 use crate::record::CostSource;
-use crate::store::{CostChange, ReceiptTry, Store, StoreError, UncertainCost, UncertainQuery};
+use crate::store::{CostChange, ReceiptTry, StoreError, UncertainCost, UncertainQuery};
 
 /// The lease of whoever asks for receipts.
 const LEASE: &str = "receipts";
