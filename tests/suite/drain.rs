@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sqlx::{Connection, SqliteConnection};
 use taffrail::clock;
-use taffrail::journal::disk::LocalDisk;
+use taffrail::journal::disk::{Disk, LocalDisk};
 use taffrail::journal::{self, DEAD_LETTER_FILE, Journal, dead_letters};
 use taffrail::record::UsageRecord;
 use taffrail::store::drain::{Config as DrainConfig, Drain, Event, Shipped};
@@ -49,9 +49,8 @@ fn open_journal(folder: &Path) -> Arc<Journal> {
         dir: journal_dir(folder),
         ..journal::Config::default()
     };
-    let disk = Arc::new(LocalDisk);
-    let (journal, _) = Journal::open_unattended(&config, disk, Arc::new(|_| {})).unwrap();
-    Arc::new(journal)
+    let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
+    Arc::new(crate::support::journal::open_journal(&config, &disk).0)
 }
 
 fn records(count: u64) -> Vec<UsageRecord> {

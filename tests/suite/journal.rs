@@ -28,6 +28,8 @@ use taffrail::record::{CostSource, Intent, Operation, UsageRecord};
 use taffrail::usage::Unit;
 use uuid::Uuid;
 
+use crate::support::journal::open_journal;
+
 use sim::{Crash, Faults, SimDisk};
 
 /// Seeded, so that a run is like any other; `PROPTEST_RNG_SEED` gives another one.
@@ -82,7 +84,7 @@ fn open(config: &Config) -> (Journal, Recovery) {
 }
 
 fn open_on(config: &Config, disk: Arc<dyn Disk>) -> (Journal, Recovery) {
-    Journal::open_unattended(config, disk, Arc::new(|_| {})).unwrap()
+    open_journal(config, &disk)
 }
 
 /// Reads and commits everything that is pending.

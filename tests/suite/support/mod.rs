@@ -10,6 +10,7 @@ pub(crate) mod chat;
 pub(crate) mod eventually;
 pub(crate) mod fault;
 pub(crate) mod http;
+pub(crate) mod journal;
 pub(crate) mod kubernetes;
 pub(crate) mod load;
 pub(crate) mod memory;
