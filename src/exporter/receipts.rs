@@ -34,9 +34,6 @@ use crate::store::{CostChange, ReceiptTry, StoreError, UncertainCost, UncertainQ
 /// The lease of whoever asks for receipts.
 const LEASE: &str = "receipts";
 
-/// How much longer a lease lasts than a run may take.
-const LEASE_MARGIN: Duration = Duration::from_secs(30);
-
 /// How many pages the receipts of one call may have.
 const PAGES_MAX: usize = 20;
 
@@ -122,21 +119,10 @@ impl Collector {
             return Ok(());
         }
         // Brings the schema up to date, if that is this process's to do.
-        let now = parts.store.now().await?;
-        let lasting = parts.timeout + LEASE_MARGIN;
-        if !parts
-            .store
-            .take_lease(LEASE, &parts.holder, lasting)
-            .await?
-        {
+        let now = parts.now().await?;
+        let Some(failed) = parts.under_lease(LEASE, self.ask_each(now)).await? else {
             return Ok(());
-        }
-        let failed = self.ask_each(now).await;
-        // Whoever comes next need not wait for its end.
-        parts
-            .store
-            .take_lease(LEASE, &parts.holder, Duration::ZERO)
-            .await?;
+        };
         anyhow::ensure!(
             failed.is_empty(),
             "receipts of {} were not all asked for",

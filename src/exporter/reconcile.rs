@@ -34,19 +34,11 @@ use crate::store::{KeySpend, Metered, Reconciliation, StoreError};
 /// The lease of whoever reconciles.
 const LEASE: &str = "reconcile";
 
-/// How much longer a lease lasts than a run may take.
-const LEASE_MARGIN: Duration = Duration::from_secs(30);
-
 /// How many pages a bill may have: a page holds some days at least.
 const PAGES_MAX: usize = 40;
 
 /// How many accounts are read at a time.
 const ACCOUNTS_AT_A_TIME: usize = 8;
-
-/// How often the store is tried, and how long is waited after the first time; the wait doubles, to
-/// two minutes in all.
-const TRIES_MAX: u32 = 8;
-const PAUSE_MIN: Duration = Duration::from_secs(1);
 
 /// How far back gauges look: the longest window, ended as long ago as a bill may be late.
 const SHOWN_DAYS: u64 = 60;
@@ -104,23 +96,12 @@ impl Reconciler {
     /// When the store cannot be used, and when accounts failed, after all others were done.
     pub async fn run(&self) -> anyhow::Result<()> {
         let parts = &self.parts;
-        let now = self.now().await?;
+        let now = parts.now().await?;
         // What is known is shown before anybody is asked: a process may be new.
         self.show(now).await?;
-        let lasting = parts.timeout + LEASE_MARGIN;
-        if !parts
-            .store
-            .take_lease(LEASE, &parts.holder, lasting)
-            .await?
-        {
+        let Some(done) = parts.under_lease(LEASE, self.reconcile(now)).await? else {
             return Ok(());
-        }
-        let done = self.reconcile(now).await;
-        // Whoever comes next need not wait for its end.
-        parts
-            .store
-            .take_lease(LEASE, &parts.holder, Duration::ZERO)
-            .await?;
+        };
         let failed = done?;
         if failed > 0 {
             let all = parts.accounts.len();
@@ -129,22 +110,6 @@ impl Reconciler {
             );
         }
         Ok(())
-    }
-
-    /// The store's time, once it answers: a store that starts beside this process is waited for,
-    /// because the next run is hours away.
-    async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
-        let mut pause = PAUSE_MIN;
-        for _ in 1..TRIES_MAX {
-            match self.parts.store.now().await {
-                Err(error) if error.is_retryable() => {
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
-                }
-                told => return told,
-            }
-        }
-        self.parts.store.now().await
     }
 
     /// Reads, keeps and shows; returns how many accounts failed.
