@@ -122,20 +122,19 @@ impl Upload {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if self.progress.is_done.get() {
-            let trailers = self.trailers.take().map(|it| Ok(Frame::trailers(it)));
-            return Poll::Ready(trailers);
-        }
         if self.progress.is_held.get() {
             // The exchange wakes this task when the provider has answered `100 Continue`.
             return Poll::Pending;
         }
         loop {
+            if self.progress.is_done.get() {
+                let trailers = self.trailers.take().map(Frame::trailers);
+                return Poll::Ready(trailers.map(Ok));
+            }
             let Some(frame) = ready!(Pin::new(&mut self.incoming).poll_frame(cx)) else {
                 let rest = self.end();
                 if rest.is_empty() {
-                    let trailers = self.trailers.take().map(|it| Ok(Frame::trailers(it)));
-                    return Poll::Ready(trailers);
+                    continue;
                 }
                 return Poll::Ready(Some(Ok(Frame::data(rest))));
             };
