@@ -134,6 +134,14 @@ pub struct Usage {
     quantities: [Option<Decimal>; UNITS],
 }
 
+/// What is read from a prompt cache, and what is written to one.
+const CACHED: [Unit; 4] = [
+    Unit::CacheRead,
+    Unit::CacheWrite5m,
+    Unit::CacheWrite1h,
+    Unit::CacheWrite,
+];
+
 impl Default for Usage {
     fn default() -> Usage {
         Usage {
@@ -221,26 +229,25 @@ impl Usage {
             .reduce(Decimal::saturating_add)
     }
 
-    /// The same usage as it would have been without a cache, all that was read from one or written
-    /// to one being plain input; `None` if there is no such token.
-    pub fn uncached(&self) -> Option<Usage> {
+    /// Whether tokens were read from a cache or written to one.
+    pub fn has_cached(&self) -> bool {
+        let mut cached = CACHED.iter().filter_map(|unit| self.get(*unit));
+        cached.any(|quantity| !quantity.is_zero())
+    }
+
+    /// The same usage as it would have been without a cache: all that was read from one or written
+    /// to one is plain input.
+    #[must_use]
+    pub fn uncached(&self) -> Usage {
         let mut uncached = self.clone();
-        let mut moved = Decimal::ZERO;
-        for unit in [
-            Unit::CacheRead,
-            Unit::CacheWrite5m,
-            Unit::CacheWrite1h,
-            Unit::CacheWrite,
-        ] {
-            moved = moved.saturating_add(self.get(unit).unwrap_or_default());
-            uncached.clear(unit);
+        for unit in CACHED {
+            if let Some(quantity) = self.get(unit) {
+                let input = uncached.get(Unit::Input).unwrap_or_default();
+                uncached.set(Unit::Input, input.saturating_add(quantity));
+                uncached.clear(unit);
+            }
         }
-        if moved.is_zero() {
-            return None;
-        }
-        let input = self.get(Unit::Input).unwrap_or_default();
-        uncached.set(Unit::Input, input.saturating_add(moved));
-        Some(uncached)
+        uncached
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a meter reported, entered into a record and priced.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::clock::micros;
@@ -28,6 +29,7 @@ pub(super) fn enter(
     record.outcome = report.outcome;
     record.fidelity = report.fidelity;
     record.usage = Usage::total_of(report.parts.iter().map(|part| &part.usage));
+    let mut listed = None;
     match (report.stated_cost, report.fidelity) {
         (Some(stated), _) => {
             record.cost_usd = Some(stated.total);
@@ -39,21 +41,24 @@ pub(super) fn enter(
             record.unpriced_reason = Some(UnpricedReason::UsageMissing);
         }
         (None, _) if record.usage.is_empty() => {}
-        (None, fidelity) => match price(prices, record, &report, asked) {
-            Ok(priced) => {
-                let is_inferred =
-                    report.estimated || priced.is_estimated || fidelity != Fidelity::Complete;
-                record.cost_usd = Some(priced.cost.normalize());
-                record.price_version = Some(priced.version.to_string());
-                record.cost_source = Some(match is_inferred {
-                    true => CostSource::Estimated,
-                    false => CostSource::Catalog,
-                });
+        (None, fidelity) => {
+            match price(prices, record, &report, asked, |usage| Cow::Borrowed(usage)) {
+                Ok(priced) => {
+                    let is_inferred =
+                        report.estimated || priced.is_estimated || fidelity != Fidelity::Complete;
+                    listed = Some(priced.cost);
+                    record.cost_usd = Some(priced.cost.normalize());
+                    record.price_version = Some(priced.version.to_string());
+                    record.cost_source = Some(match is_inferred {
+                        true => CostSource::Estimated,
+                        false => CostSource::Catalog,
+                    });
+                }
+                Err(reason) => record.unpriced_reason = Some(reason),
             }
-            Err(reason) => record.unpriced_reason = Some(reason),
-        },
+        }
     }
-    record.cache_effect_usd = cache_effect(prices, record, &report, asked);
+    record.cache_effect_usd = cache_effect(prices, record, &report, asked, listed);
     if let Some(job) = report.job {
         record.job_id = Some(job.id);
         record.queue_us = job.queue.map(micros);
@@ -85,6 +90,7 @@ fn price(
     record: &UsageRecord,
     report: &Report,
     asked: Asked<'_>,
+    usage_of: fn(&Usage) -> Cow<'_, Usage>,
 ) -> Result<Total, UnpricedReason> {
     let mut total = Total {
         cost: Usd::ZERO,
@@ -92,7 +98,8 @@ fn price(
         is_estimated: false,
     };
     for part in report.parts.iter().filter(|part| !part.usage.is_empty()) {
-        let query = query(record, report, asked, part, &part.usage);
+        let usage = usage_of(&part.usage);
+        let query = query(record, report, asked, part, &usage);
         let priced = prices.price(&query.ok_or(UnpricedReason::ModelMissing)?);
         let missing = priced
             .missing
@@ -133,27 +140,22 @@ fn query<'a>(
 }
 
 /// How much cheaper caches made a response, by list prices whoever stated its cost; negative if
-/// they made it dearer. `None` if there were no cached tokens, or one of them has no price.
+/// they made it dearer. `None` if there were no cached tokens, or something has no price.
+/// `listed` is its cost by list prices, where that is known.
 fn cache_effect(
     prices: &PriceBook,
     record: &UsageRecord,
     report: &Report,
     asked: Asked<'_>,
+    listed: Option<Usd>,
 ) -> Option<Usd> {
-    let mut effect = None;
-    for part in &report.parts {
-        let Some(uncached) = part.usage.uncached() else {
-            continue;
-        };
-        let cost = |usage| {
-            prices
-                .price(&query(record, report, asked, part, usage)?)
-                .cost
-        };
-        let saved = cost(&uncached)?.dollars() - cost(&part.usage)?.dollars();
-        effect = Some(effect.unwrap_or_default() + saved);
+    if !report.parts.iter().any(|part| part.usage.has_cached()) {
+        return None;
     }
-    effect.map(Usd::new)
+    let cost = |usage_of| Some(price(prices, record, report, asked, usage_of).ok()?.cost);
+    let uncached = cost(|usage| Cow::Owned(usage.uncached()))?;
+    let listed = listed.or_else(|| cost(|usage| Cow::Borrowed(usage)))?;
+    Some(Usd::new(uncached.dollars() - listed.dollars()))
 }
 
 /// Why a record without any usage has no cost. An error that the provider answered is not
@@ -218,7 +220,7 @@ mod tests {
             image_variant: None,
             qualifiers: &Qualifiers::default(),
         };
-        let effect = cache_effect(&PriceBook::embedded(), &record, &report, asked)?;
+        let effect = cache_effect(&PriceBook::embedded(), &record, &report, asked, None)?;
         Some(effect.normalize().to_string())
     }
 
