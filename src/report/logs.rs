@@ -138,7 +138,7 @@ fn no_rows(request: &LogsRequest, description: &str) -> String {
 fn csv_field(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        Value::Text(text) | Value::Json(text) => text.clone(),
+        Value::Text(text) | Value::Json(text) => text.to_string(),
         Value::Integer(number) => number.to_string(),
         Value::Boolean(value) => value.to_string(),
     }

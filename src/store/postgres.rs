@@ -193,17 +193,16 @@ impl Postgres {
     pub(super) async fn apply(&self, records: &[UsageRecord]) -> Result<Applied, StoreError> {
         let mut applied = Applied::default();
         // Row by row, so that a batch is in memory once and not in every form at a time.
-        let mut batch = String::from("[");
+        let mut batch = vec![b'['];
         let mut rows = 0_u64;
         for (index, record) in records.iter().enumerate() {
             match encode(record) {
                 Ok(row) => {
-                    let row = serde_json::to_string(&Incoming(row))
-                        .map_err(|error| StoreError::Rejected(error.to_string()))?;
                     if rows > 0 {
-                        batch.push(',');
+                        batch.push(b',');
                     }
-                    batch.push_str(&row);
+                    serde_json::to_writer(&mut batch, &Incoming(row))
+                        .map_err(|error| StoreError::Rejected(error.to_string()))?;
                     rows += 1;
                 }
                 Err(rejection) => applied.rejected.push((index, rejection)),
@@ -212,12 +211,14 @@ impl Postgres {
         if rows == 0 {
             return Ok(applied);
         }
-        batch.push(']');
-        let stored = match self.record_usage(&batch).await {
+        batch.push(b']');
+        let batch =
+            str::from_utf8(&batch).map_err(|error| StoreError::Rejected(error.to_string()))?;
+        let stored = match self.record_usage(batch).await {
             // The schema is looked at when it does not fit, not before every batch.
             Err(StoreError::Unusable(_)) => {
                 self.prepare().await?;
-                self.record_usage(&batch).await?
+                self.record_usage(batch).await?
             }
             stored => stored?,
         };
@@ -694,7 +695,7 @@ impl Serialize for Incoming {
         let mut map = serializer.serialize_map(None)?;
         for ((name, _), value) in COLUMNS.iter().zip(self.0.values()).filter(known) {
             match value {
-                Value::Json(json) if *name == "raw_usage" => map.serialize_entry(name, json)?,
+                Value::Json(json) if *name == "raw_usage" => map.serialize_entry(name, &**json)?,
                 value => map.serialize_entry(name, value)?,
             }
         }
@@ -870,15 +871,16 @@ fn decode_log(row: &PgRow) -> Result<LogRow, StoreError> {
         let value = match kind {
             Kind::Text => row
                 .try_get::<Option<String>, _>(index)
-                .map(|text| text.map(Value::Text)),
+                .map(|text| text.map(|text| Value::Text(text.into()))),
             Kind::Json => row.try_get::<Option<String>, _>(index).map(|json| {
                 json.map(|json| {
                     // What a provider wrote is kept as text; the others the server has rewritten.
-                    Value::Json(if *name == "raw_usage" {
+                    let json = if *name == "raw_usage" {
                         json
                     } else {
                         compact(json)
-                    })
+                    };
+                    Value::Json(json.into())
                 })
             }),
             Kind::Integer => row

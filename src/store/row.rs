@@ -3,12 +3,18 @@
 //! Both stores insert these values and read these values; `taffrail logs` prints them. What a
 //! table cannot hold is refused here, before any statement, with a reason for the dead letter.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use chrono::{Datelike, NaiveDate};
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
+use crate::money::Usd;
 use crate::record::UsageRecord;
 use crate::usage::Unit;
 
@@ -105,19 +111,20 @@ pub const TOKEN_COLUMNS: &[(Unit, &str)] = &[
     (Unit::OutputImage, "output_image_tokens"),
 ];
 
-/// The value of a column.
+/// The value of a column. Texts are shared, since the driver of SQLite wants them for a thread of its
+/// own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
     /// Absent, which is not zero.
     Null,
     /// Text, a timestamp, an id or a decimal.
-    Text(String),
+    Text(Arc<str>),
     /// A whole number.
     Integer(i64),
     /// True or false.
     Boolean(bool),
     /// JSON on one line.
-    Json(String),
+    Json(Arc<str>),
 }
 
 impl Value {
@@ -235,10 +242,12 @@ pub(crate) fn encode(record: &UsageRecord) -> Result<LogRow, Rejection> {
     };
     let instance = &record.instance;
     let caller = &record.caller;
-    row.text("id", Some(record.id.hyphenated().to_string()))?;
-    row.text("day", Some(in_range("day", record.day())?.to_string()))?;
+    let mut id = Uuid::encode_buffer();
+    row.text("id", Some(record.id.hyphenated().encode_lower(&mut id)))?;
+    let day = in_range("day", record.day())?.to_string();
+    row.text("day", Some(&day))?;
     in_range("started_at", record.started_at.date_naive())?;
-    row.text("started_at", Some(timestamp(record.started_at)))?;
+    row.text("started_at", Some(&timestamp(record.started_at)))?;
     row.text("instance", Some(&*instance.instance))?;
     row.text("namespace", instance.namespace.as_deref())?;
     row.text("pod", instance.pod.as_deref())?;
@@ -270,19 +279,14 @@ pub(crate) fn encode(record: &UsageRecord) -> Result<LogRow, Rejection> {
     for (unit, column) in TOKEN_COLUMNS {
         row.tokens(column, *unit, record)?;
     }
-    row.json("units", units(record))?;
+    row.json("units", units(record).as_deref())?;
     row.text("fidelity", Some(record.fidelity.as_str()))?;
-    row.json("raw_usage", record.raw_usage.as_deref().map(one_line))?;
-    row.text(
-        "cost_usd",
-        record.cost_usd.map(|usd| usd.normalize().to_string()),
-    )?;
-    row.text(
-        "cost_upstream_usd",
-        record
-            .cost_upstream_usd
-            .map(|usd| usd.normalize().to_string()),
-    )?;
+    let raw_usage = record.raw_usage.as_deref().map(one_line);
+    row.json("raw_usage", raw_usage.as_deref())?;
+    let amount = |usd: Option<Usd>| usd.map(|usd| usd.normalize().to_string());
+    row.text("cost_usd", amount(record.cost_usd).as_deref())?;
+    let upstream = amount(record.cost_upstream_usd);
+    row.text("cost_upstream_usd", upstream.as_deref())?;
     row.text(
         "cost_source",
         record.cost_source.map(|source| source.as_str()),
@@ -292,9 +296,10 @@ pub(crate) fn encode(record: &UsageRecord) -> Result<LogRow, Rejection> {
         "unpriced_reason",
         record.unpriced_reason.map(|reason| reason.as_str()),
     )?;
-    row.text("recosted_at", record.recosted_at.map(timestamp))?;
+    let recosted_at = record.recosted_at.map(timestamp);
+    row.text("recosted_at", recosted_at.as_deref())?;
     row.text("key_fingerprint", caller.key_fingerprint.as_deref())?;
-    row.json("attribution", Some(attribution(record)))?;
+    row.json("attribution", Some(&attribution(record)))?;
     row.text("trace_id", caller.trace_id.as_deref())?;
     row.text("span_id", caller.span_id.as_deref())?;
     Ok(LogRow::new(row.values))
@@ -314,20 +319,16 @@ impl Encoder {
         self.values.push(value);
     }
 
-    fn text(
-        &mut self,
-        column: &'static str,
-        text: Option<impl Into<String>>,
-    ) -> Result<(), Rejection> {
+    fn text(&mut self, column: &'static str, text: Option<&str>) -> Result<(), Rejection> {
         let value = match text {
-            Some(text) => Value::Text(bounded(column, text.into())?),
+            Some(text) => Value::Text(bounded(column, text)?),
             None => Value::Null,
         };
         self.push(column, value);
         Ok(())
     }
 
-    fn json(&mut self, column: &'static str, json: Option<String>) -> Result<(), Rejection> {
+    fn json(&mut self, column: &'static str, json: Option<&str>) -> Result<(), Rejection> {
         let value = match json {
             Some(json) => Value::Json(bounded(column, json)?),
             None => Value::Null,
@@ -375,15 +376,20 @@ fn in_range(column: &'static str, day: NaiveDate) -> Result<NaiveDate, Rejection
 }
 
 /// The text, if it is not too long, without NUL, which Postgres cannot hold.
-fn bounded(column: &'static str, text: String) -> Result<String, Rejection> {
+fn bounded(column: &'static str, text: &str) -> Result<Arc<str>, Rejection> {
     if text.len() > TEXT_BYTES_MAX {
         let bytes = text.len();
         return Err(Rejection::TextTooLong { column, bytes });
     }
-    if text.contains('\0') {
-        return Ok(text.replace('\0', ""));
+    Ok(without_nul(text).into())
+}
+
+/// The text without NUL.
+pub(super) fn without_nul(text: &str) -> Cow<'_, str> {
+    match memchr(0, text.as_bytes()) {
+        Some(_) => text.replace('\0', "").into(),
+        None => text.into(),
     }
-    Ok(text)
 }
 
 /// The quantities that have no column of their own, by unit; `None` if none is known.
@@ -402,25 +408,23 @@ fn units(record: &UsageRecord) -> Option<String> {
 
 /// The attribution as JSON, keys sorted, so that equal ones are equal text.
 pub(crate) fn attribution(record: &UsageRecord) -> String {
-    let labels: serde_json::Map<String, serde_json::Value> = record
-        .caller
-        .attribution
-        .iter()
-        .map(|(name, value)| (name.replace('\0', ""), value.replace('\0', "").into()))
+    let labels = record.caller.attribution.iter();
+    let labels: BTreeMap<Cow<'_, str>, Cow<'_, str>> = labels
+        .map(|(name, value)| (without_nul(name), without_nul(value)))
         .collect();
-    serde_json::Value::Object(labels).to_string()
+    serde_json::json!(labels).to_string()
 }
 
 /// JSON text on one line; text that is not JSON becomes a JSON string.
-fn one_line(json: &str) -> String {
+fn one_line(json: &str) -> Cow<'_, str> {
     // A line break in JSON is white space: inside a string it would be escaped.
     if serde_json::from_str::<&RawValue>(json).is_ok() {
         return match memchr2(b'\n', b'\r', json.as_bytes()) {
-            Some(_) => json.replace(['\n', '\r'], " "),
-            None => json.to_owned(),
+            Some(_) => json.replace(['\n', '\r'], " ").into(),
+            None => json.into(),
         };
     }
-    serde_json::Value::from(json).to_string()
+    serde_json::Value::from(json).to_string().into()
 }
 
 #[cfg(test)]

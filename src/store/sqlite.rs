@@ -9,6 +9,7 @@ mod prices;
 mod receipts;
 mod reconciliations;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use super::query::{
     Dimension, Granularity, LogQuery, Source, Totals, UsageQuery, UsageRow, bucket_start, sources,
     timestamp,
 };
-use super::row::{COLUMNS, Kind, LogRow, Rejection, TOKEN_COLUMNS, Value, attribution, encode};
+use super::row::{COLUMNS, Kind, LogRow, Rejection, TOKEN_COLUMNS, Value, encode, without_nul};
 use super::{
     Applied, BALANCES_PER_DROP, Config, JOBS_PER_DROP, OVERDUE_MAX, ROWS_PER_STATEMENT, StoreError,
     parse_sum, parse_units,
@@ -126,6 +127,8 @@ impl Sqlite {
         let options = options(&self.path, config)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
+            // A row is some 700 bytes and every page is two writes, so larger ones cost fewer; of a new file.
+            .page_size(8192)
             // The journal forgets what the store committed, so a commit must survive power loss.
             .synchronous(SqliteSynchronous::Full);
         let writer = connect_patiently(options, config.busy_timeout)
@@ -172,38 +175,34 @@ impl Sqlite {
             .map_err(classify)?;
         let kept_from = kept_from(&mut transaction).await?;
         let mut applied = Applied::default();
-        let mut batch: Vec<(LogRow, &UsageRecord)> = Vec::with_capacity(records.len());
-        for (index, record) in records.iter().enumerate() {
-            match encode_kept(record, kept_from) {
-                Ok(row) if pass_gate(&mut transaction, record, &row).await? => {
-                    batch.push((row, record));
-                }
-                Ok(_) => applied.duplicates += 1,
-                Err(rejection) => applied.rejected.push((index, rejection)),
-            }
-        }
-        let mut inserted = HashSet::with_capacity(batch.len());
-        for rows in batch.chunks(ROWS_PER_STATEMENT) {
-            insert_new(&mut transaction, rows, &mut inserted).await?;
-        }
         let mut sums = BTreeMap::new();
-        for (row, record) in &batch {
-            // Taken out at its first use, so that a record that is twice in the batch counts once.
-            let is_new = row
-                .get("id")
-                .as_text()
-                .is_some_and(|id| inserted.remove(id));
-            if !is_new {
-                applied.duplicates += 1;
-                continue;
+        // Some rows at a time, so that a batch is in memory once and not in every form.
+        for (chunk, records) in records.chunks(ROWS_PER_STATEMENT).enumerate() {
+            let mut rows: Vec<(LogRow, &UsageRecord)> = Vec::with_capacity(records.len());
+            for (index, record) in records.iter().enumerate() {
+                match encode_kept(record, kept_from) {
+                    Ok(row) if pass_gate(&mut transaction, record, &row).await? => {
+                        rows.push((row, record));
+                    }
+                    Ok(_) => applied.duplicates += 1,
+                    Err(rejection) => {
+                        let index = chunk * ROWS_PER_STATEMENT + index;
+                        applied.rejected.push((index, rejection));
+                    }
+                }
             }
-            applied.stored += 1;
-            let group = Group::of(record);
-            add_to_sums(&mut sums, record.started_at, &group, &Totals::of(record))?;
+            let mut inserted = insert_new(&mut transaction, &rows).await?;
+            for (row, record) in rows {
+                if !inserted.take(row.get("id")) {
+                    applied.duplicates += 1;
+                    continue;
+                }
+                applied.stored += 1;
+                let group = Group::of(record, &row);
+                add_to_sums(&mut sums, record.started_at, group, &Totals::of(record))?;
+            }
         }
-        for (bucket, totals) in &sums {
-            add_to_bucket(&mut transaction, bucket, totals).await?;
-        }
+        add_to_buckets(&mut transaction, sums).await?;
         transaction.commit().await.map_err(classify)?;
         Ok(applied)
     }
@@ -234,11 +233,9 @@ impl Sqlite {
         .execute(&mut *transaction)
         .await
         .map_err(classify)?;
-        for (bucket, totals) in &sums {
-            add_to_bucket(&mut transaction, bucket, totals).await?;
-        }
+        let buckets = add_to_buckets(&mut transaction, sums).await?;
         transaction.commit().await.map_err(classify)?;
-        u64::try_from(sums.len()).map_err(|error| StoreError::Rejected(error.to_string()))
+        u64::try_from(buckets).map_err(|error| StoreError::Rejected(error.to_string()))
     }
 
     pub(super) async fn drop_balances(&self, before: NaiveDate) -> Result<u64, StoreError> {
@@ -826,12 +823,30 @@ async fn ask(
     }))
 }
 
-/// Inserts the rows whose id is new, and adds their ids to `inserted`.
+/// Which rows of a statement are new.
+enum Inserted {
+    All,
+    /// The ids, each once, so that a record that is twice in a batch counts once.
+    Some(HashSet<String>),
+}
+
+impl Inserted {
+    fn take(&mut self, id: &Value) -> bool {
+        match self {
+            Inserted::All => true,
+            Inserted::Some(ids) => id.as_text().is_some_and(|id| ids.remove(id)),
+        }
+    }
+}
+
+/// Inserts the rows whose id is new.
 async fn insert_new(
     connection: &mut SqliteConnection,
     rows: &[(LogRow, &UsageRecord)],
-    inserted: &mut HashSet<String>,
-) -> Result<(), StoreError> {
+) -> Result<Inserted, StoreError> {
+    if rows.is_empty() {
+        return Ok(Inserted::All);
+    }
     let mut insert = QueryBuilder::<Db>::new("insert into api_usage_logs (");
     push_columns(&mut insert);
     insert.push(") ");
@@ -839,62 +854,67 @@ async fn insert_new(
         for value in row.values() {
             match value {
                 Value::Null => values.push_bind(None::<&str>),
-                Value::Text(text) | Value::Json(text) => values.push_bind(text.as_str()),
+                Value::Text(text) | Value::Json(text) => values.push_bind(text.clone()),
                 Value::Integer(number) => values.push_bind(*number),
                 Value::Boolean(value) => values.push_bind(*value),
             };
         }
     });
-    insert.push(" on conflict (id) do nothing returning id");
-    let ids: Vec<String> = insert
-        .build_query_scalar()
-        .fetch_all(connection)
-        .await
-        .map_err(classify)?;
-    inserted.extend(ids);
-    Ok(())
+    insert.push(" on conflict (id) do nothing");
+    let done = insert.build().execute(&mut *connection).await;
+    let done = done.map_err(classify)?;
+    let new = done.rows_affected();
+    if u64::try_from(rows.len()).is_ok_and(|rows| rows == new) {
+        return Ok(Inserted::All);
+    }
+    if new == 0 {
+        return Ok(Inserted::Some(HashSet::new()));
+    }
+    // A new row has the rowid after the highest there is, so these are the last ones. To return the
+    // ids from every insert would cost each row a trip between threads.
+    let ids: Vec<String> =
+        sqlx::query_scalar("select id from api_usage_logs order by rowid desc limit ?")
+            .bind(i64::try_from(new).unwrap_or(i64::MAX))
+            .fetch_all(connection)
+            .await
+            .map_err(classify)?;
+    Ok(Inserted::Some(ids.into_iter().collect()))
 }
 
 /// The key of a row of sums; ordered as the table's primary key.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Bucket {
+struct Bucket<'a> {
     granularity: Granularity,
-    start: String,
-    group: Group,
-}
-
-impl Bucket {
-    /// The buckets that a request of the group is counted in.
-    fn of(started_at: DateTime<Utc>, group: &Group) -> [Bucket; 2] {
-        [Granularity::Hour, Granularity::Day].map(|granularity| Bucket {
-            granularity,
-            start: bucket_start(granularity.start(started_at)),
-            group: group.clone(),
-        })
-    }
+    start: DateTime<Utc>,
+    group: Group<'a>,
 }
 
 /// What the requests of a bucket have in common beside their time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Group {
-    namespace: String,
-    provider: String,
-    model: String,
-    operation: String,
+struct Group<'a> {
+    namespace: Cow<'a, str>,
+    provider: Cow<'a, str>,
+    model: Cow<'a, str>,
+    operation: Cow<'a, str>,
     outcome_class: &'static str,
-    attribution: String,
+    attribution: Arc<str>,
 }
 
-impl Group {
-    fn of(record: &UsageRecord) -> Group {
+impl<'a> Group<'a> {
+    /// The group of a record, which has that row.
+    fn of(record: &'a UsageRecord, row: &LogRow) -> Group<'a> {
         let namespace = record.instance.namespace.as_deref();
+        let attribution = match row.get("attribution") {
+            Value::Json(json) => json.clone(),
+            _ => Arc::default(),
+        };
         Group {
-            namespace: namespace.unwrap_or_default().replace('\0', ""),
-            provider: record.provider.replace('\0', ""),
-            model: record.model().unwrap_or_default().replace('\0', ""),
-            operation: record.operation.as_str().to_owned(),
+            namespace: without_nul(namespace.unwrap_or_default()),
+            provider: without_nul(&record.provider),
+            model: without_nul(record.model().unwrap_or_default()),
+            operation: record.operation.as_str().into(),
             outcome_class: record.outcome.class().as_str(),
-            attribution: attribution(record),
+            attribution,
         }
     }
 }
@@ -903,7 +923,7 @@ impl Group {
 async fn sums_of_rows(
     connection: &mut SqliteConnection,
     day: NaiveDate,
-) -> Result<BTreeMap<Bucket, Totals>, StoreError> {
+) -> Result<Sums<'static>, StoreError> {
     const KEY_COLUMNS: usize = 7;
     let mut select = QueryBuilder::<Db>::new(
         "select started_at, namespace, provider, coalesce(model_served, model_requested), \
@@ -924,32 +944,57 @@ async fn sums_of_rows(
         let unreadable = |what| StoreError::Unusable(format!("a row's {what} is not readable"));
         let started_at = next().parse().map_err(|_| unreadable("started_at"))?;
         let group = Group {
-            namespace: next(),
-            provider: next(),
-            model: next(),
-            operation: next(),
+            namespace: next().into(),
+            provider: next().into(),
+            model: next().into(),
+            operation: next().into(),
             outcome_class: Outcome::from_name(&next())
                 .ok_or_else(|| unreadable("outcome"))?
                 .class()
                 .as_str(),
-            attribution: next(),
+            attribution: next().into(),
         };
-        add_to_sums(&mut sums, started_at, &group, &totals)?;
+        add_to_sums(&mut sums, started_at, group, &totals)?;
     }
     Ok(sums)
 }
 
-fn add_to_sums(
-    sums: &mut BTreeMap<Bucket, Totals>,
+/// Sums by the hour that they start with.
+type Sums<'a> = BTreeMap<(DateTime<Utc>, Group<'a>), Totals>;
+
+fn add_to_sums<'a>(
+    sums: &mut Sums<'a>,
     started_at: DateTime<Utc>,
-    group: &Group,
+    group: Group<'a>,
     totals: &Totals,
 ) -> Result<(), StoreError> {
-    for bucket in Bucket::of(started_at, group) {
-        let sum = sums.remove(&bucket).unwrap_or_default();
-        sums.insert(bucket, added(sum, totals)?);
-    }
+    let key = (Granularity::Hour.start(started_at), group);
+    let sum = sums.entry(key).or_default();
+    *sum = added(std::mem::take(sum), totals)?;
     Ok(())
+}
+
+/// Adds sums to the buckets of their hours and days; returns how many buckets those are.
+async fn add_to_buckets(
+    connection: &mut SqliteConnection,
+    sums: Sums<'_>,
+) -> Result<usize, StoreError> {
+    let mut buckets = BTreeMap::new();
+    for ((hour, group), totals) in sums {
+        for granularity in [Granularity::Day, Granularity::Hour] {
+            let bucket = Bucket {
+                granularity,
+                start: granularity.start(hour),
+                group: group.clone(),
+            };
+            let sum: &mut Totals = buckets.entry(bucket).or_default();
+            *sum = added(std::mem::take(sum), &totals)?;
+        }
+    }
+    for (bucket, totals) in &buckets {
+        add_to_bucket(connection, bucket, totals).await?;
+    }
+    Ok(buckets.len())
 }
 
 /// The first moment of a UTC day, and of the next one.
@@ -964,7 +1009,7 @@ const SUM_COLUMNS_FIXED: usize = 4;
 /// Adds `totals` to the sums of a bucket.
 async fn add_to_bucket(
     connection: &mut SqliteConnection,
-    bucket: &Bucket,
+    bucket: &Bucket<'_>,
     totals: &Totals,
 ) -> Result<(), StoreError> {
     let mut select = QueryBuilder::<Db>::new("select requests, unpriced_requests");
@@ -1024,17 +1069,17 @@ async fn add_to_bucket(
     Ok(())
 }
 
-fn push_key(query: &mut QueryBuilder<Db>, bucket: &Bucket) {
+fn push_key(query: &mut QueryBuilder<Db>, bucket: &Bucket<'_>) {
     let mut key = query.separated(", ");
     key.push_bind(bucket.granularity.as_str());
-    key.push_bind(bucket.start.as_str());
+    key.push_bind(bucket_start(bucket.start));
     let group = &bucket.group;
-    key.push_bind(group.namespace.as_str());
-    key.push_bind(group.provider.as_str());
-    key.push_bind(group.model.as_str());
-    key.push_bind(group.operation.as_str());
+    key.push_bind(&*group.namespace);
+    key.push_bind(&*group.provider);
+    key.push_bind(&*group.model);
+    key.push_bind(&*group.operation);
     key.push_bind(group.outcome_class);
-    key.push_bind(group.attribution.as_str());
+    key.push_bind(group.attribution.clone());
 }
 
 /// `, cost_usd, cost_upstream_usd, input_tokens, …, units`
@@ -1130,10 +1175,10 @@ fn decode_log(row: &SqliteRow) -> Result<LogRow, StoreError> {
         let value = match kind {
             Kind::Text => row
                 .try_get::<Option<String>, _>(index)
-                .map(|text| text.map(Value::Text)),
+                .map(|text| text.map(|text| Value::Text(text.into()))),
             Kind::Json => row
                 .try_get::<Option<String>, _>(index)
-                .map(|json| json.map(Value::Json)),
+                .map(|json| json.map(|json| Value::Json(json.into()))),
             Kind::Integer => row
                 .try_get::<Option<i64>, _>(index)
                 .map(|number| number.map(Value::Integer)),

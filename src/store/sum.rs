@@ -37,12 +37,14 @@ impl DecimalSum {
     #[must_use]
     pub fn checked_add(self, other: DecimalSum) -> Option<DecimalSum> {
         let fraction = self.fraction + other.fraction;
+        // Both are less than one, and a comparison is far cheaper than a division.
+        let (carry, fraction) = match fraction.checked_sub(ONE) {
+            Some(rest) if rest >= 0 => (1, rest),
+            _ => (0, fraction),
+        };
         Some(DecimalSum {
-            whole: self
-                .whole
-                .checked_add(other.whole)?
-                .checked_add(fraction / ONE)?,
-            fraction: fraction % ONE,
+            whole: self.whole.checked_add(other.whole)?.checked_add(carry)?,
+            fraction,
         })
     }
 
@@ -66,6 +68,12 @@ impl DecimalSum {
 
 impl From<Decimal> for DecimalSum {
     fn from(decimal: Decimal) -> DecimalSum {
+        if decimal.scale() == 0 {
+            return DecimalSum {
+                whole: decimal.mantissa(),
+                fraction: 0,
+            };
+        }
         let divisor = 10_i128.pow(decimal.scale());
         DecimalSum {
             whole: decimal.mantissa().div_euclid(divisor),

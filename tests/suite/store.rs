@@ -168,7 +168,7 @@ pub(crate) fn sums_of_rows(rows: &[LogRow]) -> Sums {
 
 fn json(row: &LogRow, column: &str) -> String {
     match row.get(column) {
-        taffrail::store::Value::Json(json) => json.clone(),
+        taffrail::store::Value::Json(json) => json.to_string(),
         _ => String::new(),
     }
 }

@@ -16,7 +16,7 @@ use super::super::prices::{
 use super::super::query::{Totals, timestamp};
 use super::super::row::LogRow;
 use super::super::{DecimalSum, StoreError, parse_sum};
-use super::{Db, Group, Sqlite, add_to_bucket, add_to_sums, classify, decode_log, push_columns};
+use super::{Db, Group, Sqlite, add_to_buckets, add_to_sums, classify, decode_log, push_columns};
 
 /// A version as it is read: number, name, source, moment, changes.
 type VersionRow = (i64, String, String, DateTime<Utc>, String);
@@ -228,15 +228,15 @@ impl Sqlite {
                 .await
                 .map_err(classify)?;
             let group = Group {
-                namespace: namespace.unwrap_or_default(),
-                provider,
-                model: model.unwrap_or_default(),
-                operation,
+                namespace: namespace.unwrap_or_default().into(),
+                provider: provider.into(),
+                model: model.unwrap_or_default().into(),
+                operation: operation.into(),
                 outcome_class: Outcome::from_name(&outcome)
                     .ok_or_else(|| StoreError::Unusable("a row's outcome is not readable".into()))?
                     .class()
                     .as_str(),
-                attribution,
+                attribution: attribution.into(),
             };
             let less = DecimalSum::from(-change.old_cost_usd.unwrap_or(Decimal::ZERO));
             let upstream_before = upstream.as_deref().map(parse_sum).transpose()?;
@@ -250,12 +250,10 @@ impl Sqlite {
                 }),
                 ..Totals::default()
             };
-            add_to_sums(&mut sums, started_at, &group, &totals)?;
+            add_to_sums(&mut sums, started_at, group, &totals)?;
             changed += 1;
         }
-        for (bucket, totals) in &sums {
-            add_to_bucket(&mut transaction, bucket, totals).await?;
-        }
+        add_to_buckets(&mut transaction, sums).await?;
         transaction.commit().await.map_err(classify)?;
         Ok(changed)
     }
