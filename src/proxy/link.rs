@@ -59,7 +59,7 @@ pub(super) struct Silence {
 }
 
 impl Silence {
-    fn new(limit: Duration) -> Silence {
+    pub(super) fn new(limit: Duration) -> Silence {
         Silence {
             limit,
             since: clock::instant(),

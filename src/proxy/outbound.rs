@@ -32,6 +32,7 @@ pub(super) struct Outbound {
     start: Bytes,
     /// What is to be written next.
     next: Bytes,
+    written: u64,
     upload: Option<ChunkedUpload>,
 }
 
@@ -95,6 +96,7 @@ impl Outbound {
             is_expecting: upload.is_some() && headers.contains_key(header::EXPECT),
             next: start.clone(),
             start,
+            written: 0,
             upload,
         }
     }
@@ -111,6 +113,11 @@ impl Outbound {
     /// Whether all of it has been handed to the connection.
     pub(super) fn is_sent(&self) -> bool {
         self.next.is_empty() && self.upload.is_none()
+    }
+
+    /// How many bytes the connection has taken, those of a second attempt too.
+    pub(super) fn written(&self) -> u64 {
+        self.written
     }
 
     /// Whether nothing of it has been handed to the connection.
@@ -141,7 +148,10 @@ impl Outbound {
                         let error = io::ErrorKind::WriteZero.into();
                         return Poll::Ready(Err(SendError::Connection(error)));
                     }
-                    written => self.next.advance(written),
+                    written => {
+                        self.next.advance(written);
+                        self.written += u64::try_from(written).unwrap_or_default();
+                    }
                 }
             }
             if let Some(upload) = &mut self.upload

@@ -31,7 +31,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::clock;
 use crate::proxy::body::Progress;
 use crate::proxy::inbound::{Read, Source, UpstreamBody};
-use crate::proxy::link::Link;
+use crate::proxy::link::{Link, Silence};
 use crate::proxy::outbound::{Outbound, SendError};
 use crate::proxy::stream::Stream;
 use crate::wire::http1::{self, Head, HeadReader, Invalid};
@@ -317,8 +317,8 @@ impl Upstreams {
         let is_held = progress.is_some_and(|progress| progress.is_held.get());
         let uploads = received.is_sound && !is_sent && !is_held;
         let upload = uploads.then(|| {
-            let stream = link.stream.clone();
-            AbortOnDropHandle::new(tokio::task::spawn_local(upload(request, stream)))
+            let (stream, silence) = (link.stream.clone(), Silence::new(self.limits.idle_timeout));
+            AbortOnDropHandle::new(tokio::task::spawn_local(upload(request, stream, silence)))
         });
         let is_reusable = received.is_sound && is_sent && received.head.keeps_alive;
         let (head, body) = parts(received.head);
@@ -551,9 +551,20 @@ impl Failed {
     }
 }
 
-/// Sends the rest of a request whose response has begun.
-async fn upload(mut request: Outbound, stream: Rc<RefCell<Stream>>) {
-    let sending = poll_fn(|cx| request.poll_send(cx, &mut stream.borrow_mut()));
+/// Sends the rest of a request whose response has begun, for as long as it gets on.
+async fn upload(mut request: Outbound, stream: Rc<RefCell<Stream>>, mut silence: Silence) {
+    let mut written = 0;
+    let sending = poll_fn(|cx| {
+        if let Poll::Ready(sent) = request.poll_send(cx, &mut stream.borrow_mut()) {
+            return Poll::Ready(sent);
+        }
+        if request.written() > written {
+            written = request.written();
+            silence.broken();
+        }
+        let timed_out = |_| Err(SendError::Connection(io::ErrorKind::TimedOut.into()));
+        silence.poll(cx).map(timed_out)
+    });
     let Err(error) = sending.await else { return };
     tracing::debug!(?error, "an upload ended early");
     // Otherwise the provider would wait for the rest.

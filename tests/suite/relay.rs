@@ -284,6 +284,36 @@ async fn an_upload_that_breaks_off_after_its_response_has_begun_is_closed_at_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_ends_when_a_provider_that_has_answered_takes_nothing_of_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = Config {
+        idle_timeout: Duration::from_millis(300),
+        ..Config::default()
+    };
+    let address = listener.local_addr().unwrap();
+    let sidecar = Sidecar::start_with(address, Plain::new(), config, MeterConfig::default());
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    let head = b"POST /up/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    let (mut provider, _) = listener.accept().await.unwrap();
+    read_until(&mut provider, b"\r\n\r\n").await;
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    provider.write_all(answer).await.unwrap();
+    read_until(&mut client, b"ok").await;
+    // Far more than the buffers on the way take.
+    let uploading = async {
+        let chunk = [b"10000\r\n", &[b'a'; 0x10000][..], b"\r\n"].concat();
+        while client.write_all(&chunk).await.is_ok() {}
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(20), uploading).await;
+    assert!(ended.is_ok(), "the upload is held for ever");
+    assert!(
+        is_closed_soon(&mut provider).await,
+        "the provider waits for the rest"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_directions_move_when_the_client_reads_only_after_its_upload() {
     const SIZE: usize = 8 << 20;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
