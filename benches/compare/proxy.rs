@@ -200,6 +200,8 @@ impl Setting {
         std::fs::write(home.path().join("ca.pem"), &self.upstream.authority).unwrap();
         home.set("PROXY__UPSTREAM_CA_FILE", "ca.pem");
         home.set("PROXY__LISTEN", address.to_string());
+        // As the image sets it.
+        home.set_variable("MALLOC_ARENA_MAX", "1");
         if self.is_pinned {
             home.wrap(&["taskset", "-c", PROXY_CPU]);
         }

@@ -398,6 +398,9 @@ impl Reader {
         if !price.has_rates() && self.problems.len() == problems_before {
             self.problem(at, "no rate", rate_keys(&PRICE_KEYS));
         }
+        // Some thousand prices are held for as long as the process lives.
+        price.standard.base.shrink_to_fit();
+        price.tiers.shrink_to_fit();
         price
     }
 
@@ -418,11 +421,13 @@ impl Reader {
             self.problem(at, "not a table", rate_keys(others));
             return Vec::new();
         };
-        table
+        let rates = table
             .iter()
             .filter(|(name, _)| !others.contains(&name.as_str()))
-            .filter_map(|(name, value)| self.rate(&at.then(name), name, value, others))
-            .collect()
+            .filter_map(|(name, value)| self.rate(&at.then(name), name, value, others));
+        let mut rates: Rates = rates.collect();
+        rates.shrink_to_fit();
+        rates
     }
 
     fn rate(
