@@ -39,6 +39,7 @@ torture: ## The long forms of the reliability tests, on a release build, one aft
 release: ## The binary that is shipped: static, and optimised by a profile of the demo; some 15 minutes.
 	RUSTFLAGS="-C target-feature=+crt-static" scripts/build-release.sh target/optimised/taffrail
 
-bench: release ## What Taffrail costs beside nginx, as it is shipped, and what its parts cost.
+bench: ## What Taffrail costs beside nginx, as it is shipped, and what its parts cost.
 	scripts/test-setup.sh bench
+	$(MAKE) release
 	TAFFRAIL_BINARY=$(CURDIR)/target/optimised/taffrail cargo bench --locked

@@ -24,6 +24,10 @@ need buildah buildah
 need python3 python3
 if [ "${1:-}" = bench ]; then
     [ -x /usr/sbin/nginx ] || need nginx nginx-light
+    # What scripts/build-release.sh asks for.
+    llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+    ls "$(rustc --print sysroot)"/lib/rustlib/*/bin/llvm-profdata >/dev/null 2>&1 ||
+        need "llvm-profdata-$llvm" "llvm-$llvm"
 fi
 [ -x target/postgres-18/bin/postgres ] || need npm npm
 # Debian's python3 comes without the part that makes environments.
