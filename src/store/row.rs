@@ -4,7 +4,6 @@
 //! table cannot hold is refused here, before any statement, with a reason for the dead letter.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{Datelike, NaiveDate};
@@ -407,12 +406,12 @@ fn units(record: &UsageRecord) -> Option<String> {
 }
 
 /// The attribution as JSON, keys sorted, so that equal ones are equal text.
-pub(crate) fn attribution(record: &UsageRecord) -> String {
+fn attribution(record: &UsageRecord) -> String {
     let labels = record.caller.attribution.iter();
-    let labels: BTreeMap<Cow<'_, str>, Cow<'_, str>> = labels
-        .map(|(name, value)| (without_nul(name), without_nul(value)))
+    let labels: serde_json::Map<String, serde_json::Value> = labels
+        .map(|(name, value)| (without_nul(name).into_owned(), without_nul(value).into()))
         .collect();
-    serde_json::json!(labels).to_string()
+    serde_json::Value::Object(labels).to_string()
 }
 
 /// JSON text on one line; text that is not JSON becomes a JSON string.

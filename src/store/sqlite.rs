@@ -46,6 +46,10 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 /// Readers that can read at a time; each is a connection with its own cache.
 const READERS_MAX: u32 = 4;
 
+/// The pages of a new file; an old one keeps its own. A row is some 700 bytes and every page is two
+/// writes, so that larger pages than SQLite's 4 KB cost fewer.
+const PAGE_BYTES: u32 = 8192;
+
 /// The most rows that are dropped at a time: the drain waits for that transaction, some ten
 /// milliseconds.
 const ROWS_PER_DROP: i64 = 1_000;
@@ -127,8 +131,7 @@ impl Sqlite {
         let options = options(&self.path, config)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            // A row is some 700 bytes and every page is two writes, so larger ones cost fewer; of a new file.
-            .page_size(8192)
+            .page_size(PAGE_BYTES)
             // The journal forgets what the store committed, so a commit must survive power loss.
             .synchronous(SqliteSynchronous::Full);
         let writer = connect_patiently(options, config.busy_timeout)

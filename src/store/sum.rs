@@ -38,9 +38,10 @@ impl DecimalSum {
     pub fn checked_add(self, other: DecimalSum) -> Option<DecimalSum> {
         let fraction = self.fraction + other.fraction;
         // Both are less than one, and a comparison is far cheaper than a division.
-        let (carry, fraction) = match fraction.checked_sub(ONE) {
-            Some(rest) if rest >= 0 => (1, rest),
-            _ => (0, fraction),
+        let (carry, fraction) = if fraction >= ONE {
+            (1, fraction - ONE)
+        } else {
+            (0, fraction)
         };
         Some(DecimalSum {
             whole: self.whole.checked_add(other.whole)?.checked_add(carry)?,
@@ -68,6 +69,7 @@ impl DecimalSum {
 
 impl From<Decimal> for DecimalSum {
     fn from(decimal: Decimal) -> DecimalSum {
+        // Most quantities are whole.
         if decimal.scale() == 0 {
             return DecimalSum {
                 whole: decimal.mantissa(),
